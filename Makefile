@@ -1,0 +1,47 @@
+# Everything here needs Python >= 3.11 and make, nothing else. `make demo` and `make test` create .venv when there is none.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO_STAMP := .venv/.installed-demo
+DEV_STAMP := .venv/.installed-dev
+
+.PHONY: help demo test lint soak clean
+
+help:
+	@echo "make demo    install into .venv, then cache, train, evaluate, export and report on generated scenes"
+	@echo "make test    install into .venv, then ruff, mypy and the test suite"
+	@echo "make soak    the long tests: every kill, every resume"
+	@echo "make lint    ruff and mypy alone"
+	@echo "make clean   remove .venv and everything that tools leave behind; runs/, caches/ and scenes/ stay"
+
+demo: $(DEMO_STAMP)
+	$(BIN)/distill demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+soak: $(DEV_STAMP)
+	$(BIN)/python -m pytest -m soak
+
+lint: $(DEV_STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find schedules teachers students distill tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "make: '$(PYTHON)' is missing or older than Python 3.11 (`$(PYTHON) --version 2>&1`); name one that is not: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	$(PYTHON) -m venv .venv || { \
+		echo "make: no virtual environment could be made; on Debian and Ubuntu: apt install python3-venv" >&2; rm -rf .venv; exit 2; }
+
+# pyproject.toml alone decides what is installed: the packages are installed in place, so code that changes needs nothing. It is
+# an order-only prerequisite that the environment exists, as installing touches it.
+$(DEMO_STAMP): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[export,report]'
+	@touch $@
+
+$(DEV_STAMP): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ $(DEMO_STAMP)

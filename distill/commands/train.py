@@ -1,0 +1,95 @@
+"""``distill train``: train a student from a run file, or resume a run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from distill.commands.plan import add_schedule_flags
+from distill.configuration import add_run_flags, load_run_config, run_overrides
+
+EPILOG = """\
+examples:
+  distill train recipes/demo.toml --cache caches/scenes
+  distill train recipes/gentle_finetune.toml --data gazefollow:/path --cache caches/gf --batch-size 32 --use-amp
+  distill train --resume runs/demo
+  torchrun --nproc-per-node 2 -m distill train recipes/demo.toml        (CPU; on GPUs: accelerate launch -m distill train ...)
+"""
+
+
+def register(subparsers: Any) -> None:
+    """Add the ``train`` command to the parser's subcommands."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "train",
+        help="train a student, with or without a teacher's cache",
+        description="Train a student by a run file (TOML); every key of it is an option here too, and options win. The run is "
+        "written to runs/NAME: configuration, plan, metrics.jsonl, checkpoints and the best student.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", nargs="?", type=Path, metavar="RUN.toml", help="a run file; recipes/ holds examples")
+    parser.add_argument("--resume", type=Path, metavar="RUN_DIR", help="go on with a run from its newest intact checkpoint")
+    parser.add_argument("--override", action="store_true", help="on --resume: options win over what the run was started with")
+    parser.add_argument("--epochs", type=int, metavar="N", default=argparse.SUPPRESS, help="length of the run")
+    add_run_flags(parser)
+    add_schedule_flags(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train; raises mendable errors for what cannot be trained."""
+    from distill.console import print_result
+    from distill.errors import ConfigurationError
+    from distill.training import Run
+
+    overrides = run_overrides(options)
+    if options.resume is not None:
+        if options.recipe is not None:
+            raise ConfigurationError("--resume goes on with a run's own configuration; leave the run file out")
+        training = Run(resumed_config(options.resume, overrides, override=options.override), resuming=True)
+        end = training.resume()
+    else:
+        training = Run(load_run_config(options.recipe, overrides))
+        end = training.start()
+    value = "n/a" if end["best"] is None else f"{end['best']:.4f}"
+    print_result(f"best {end['metric']} {value} at step {end['best_step']}; student in {training.path / 'student'}")
+    return 0
+
+
+def resumed_config(run_dir: Path, overrides: dict[str, Any], *, override: bool) -> Any:
+    """The configuration a run was started with; where the command line differs it is warned about, value by value.
+
+    With ``override`` the command line wins. Prolonging a run keeps the length that its rates were planned for.
+    """
+    import json
+
+    from distill.configuration import config_from_sections
+    from distill.console import warn
+    from students.errors import RunError
+
+    path = run_dir / "config.json"
+    try:
+        sections = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise RunError(f"{run_dir} holds no run to resume (no {path.name}); give the directory of a run") from None
+    except ValueError as error:
+        raise RunError(f"{path} cannot be read ({error}); start the run again under another --name") from None
+    sections.pop("facts", None)
+    # The directory may have been moved since: its place is where it is found.
+    sections["run"]["name"], sections["run"]["runs"] = run_dir.resolve().name, str(run_dir.resolve().parent)
+    saved = config_from_sections(sections, str(path))
+    wanted = saved.to_json()
+    for name, value in overrides.items():
+        section = next((s for s, entries in wanted.items() if name in entries), "schedule")
+        before = wanted[section].get(name)
+        if before == value:
+            continue
+        if not override:
+            warn(f"--{name.replace('_', '-')} {value} differs from the run's own {before}, which is kept; --override makes {value} win")
+            continue
+        warn(f"--{name.replace('_', '-')} {value} takes the place of the run's own {before}")
+        if name == "epochs" and before is not None:
+            wanted["schedule"].setdefault("planned_epochs", before)
+        wanted[section][name] = value
+    return config_from_sections(wanted, str(path))

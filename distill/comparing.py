@@ -1,0 +1,194 @@
+"""Comparing models on one set of scenes: the table, the timing and the gallery behind `distill eval`, the demo and the report."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from distill.console import progress
+from distill.datacheck_baselines import score_baselines
+from distill.evaluation import Evaluation, GazeFunction, SceneAnswer, answers, evaluate, protocol_of
+from distill.metrics import predicted_point
+from distill.overlay import Person, Style, overlay
+from distill.pictures import load_picture
+from distill.report.facts import ModelRow
+from distill.report.gallery import GalleryItem
+from distill.scenes import IN, Scene, SceneSet
+from distill.views import IDENTITY
+
+TIMED_SCENES = 20  # pictures that the milliseconds are a median over: enough for two digits, done in seconds
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model to be compared: what it is called, its part in the comparison, and how large it is."""
+
+    name: str
+    role: str
+    model: GazeFunction
+    parameters: int | None = None
+    megabytes: float | None = None
+
+
+def contender(spec: str, role: str, model: GazeFunction, name: str) -> Contender:
+    """A :class:`Contender` for what :func:`distill.predicting.load_gaze` gave, with its size read from model and disk."""
+    inner = getattr(model, "model", None)
+    parameters = sum(p.numel() for p in inner.parameters()) if isinstance(inner, torch.nn.Module) else None
+    return Contender(name, role, model, parameters, _megabytes(spec))
+
+
+def _megabytes(spec: str) -> float | None:
+    from teachers.catalogue import DEMO, store
+
+    path = Path(spec)
+    candidates = [path] if path.is_file() else []
+    for folder in (path / "student", path, *([DEMO] if spec == "demo" else []), store() / spec):
+        candidates.append(folder / "model.safetensors")
+    return next((file.stat().st_size / 1e6 for file in candidates if file.is_file()), None)
+
+
+def milliseconds(model: GazeFunction, scenes: Sequence[Scene], device: str = "cpu") -> float:
+    """Median milliseconds of one call for one picture with its heads; decoding and resizing are not in it."""
+    prepared = []
+    for scene in scenes[:TIMED_SCENES]:
+        picture = load_picture(scene.picture)
+        flat = scene.normalised(picture.shape[1], picture.shape[0])
+        image = IDENTITY.picture(picture, model.input_size)[None]
+        boxes = torch.from_numpy(flat.boxes().astype(np.float32))
+        if len(boxes):
+            prepared.append((image.to(device), boxes.to(device), torch.zeros(len(boxes), dtype=torch.int64, device=device)))
+    times = []
+    with torch.inference_mode():
+        for image, boxes, index in [*prepared[:2], *prepared]:
+            began = time.perf_counter()
+            float(model(image, boxes, index).heatmap.sum())  # reading a number waits for a GPU
+            times.append(time.perf_counter() - began)
+    return 1000.0 * statistics.median(times[2:]) if len(times) > 2 else float("nan")
+
+
+def machine() -> str:
+    """The machine in a phrase, as tables state it."""
+    gpu = f", {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else ""
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads{gpu}, torch {torch.__version__}"
+
+
+def compare(
+    contenders: Sequence[Contender], scenes: SceneSet, *, training: SceneSet | None, device: str = "cpu", limit: int = 0
+) -> tuple[list[ModelRow], dict[str, Evaluation]]:
+    """Rows for the baselines (where ``training`` scenes are given for the head-position prior) and every contender."""
+    protocol = protocol_of(scenes.reader)
+    chosen = scenes.scenes[:limit] if limit else scenes.scenes
+    rows = []
+    if training is not None:
+        baselines = score_baselines(replace(scenes, scenes=chosen), training, {}, (), 10**9)
+        for row in baselines.rows if baselines else ():
+            if row.metrics is not None and row.name in ("centre", "head-position prior"):
+                rows.append(ModelRow(row.name, "baseline", **_scores(row.metrics)))
+    results = {}
+    for entry in contenders:
+        with progress(f"Evaluating {entry.name}", total=len(chosen), unit="pictures") as bar:
+            result = evaluate(entry.model, chosen, protocol=protocol, device=device, advance=bar.update)
+        results[entry.name] = result
+        rows.append(
+            ModelRow(
+                entry.name, entry.role, entry.parameters, entry.megabytes, milliseconds(entry.model, chosen, device),
+                **_scores(result.metrics),
+            )
+        )
+    return rows, results
+
+
+def _scores(metrics: Any) -> dict[str, Any]:
+    return {name: getattr(metrics, name) for name in ("auc", "avg_l2", "min_l2", "ap")}
+
+
+def shown(value: float | None, pattern: str = "{:.3f}") -> str:
+    """A number for a table, or n/a."""
+    return "n/a" if value is None else pattern.format(value)
+
+
+def table_rows(rows: Sequence[ModelRow]) -> tuple[list[str], list[list[str]]]:
+    """Columns and cells of the comparison, as the console prints it."""
+    columns = ["model", "role", "parameters", "MB", "ms/image", "AUC ↑", "avg L2 ↓", "min L2 ↓", "AP ↑"]
+    cells = [
+        [
+            row.name, row.role, "-" if row.parameters is None else f"{row.parameters / 1e6:.2f} M",
+            "-" if row.megabytes is None else f"{row.megabytes:.1f}", "-" if row.ms is None else f"{row.ms:.1f}",
+            shown(row.auc), shown(row.avg_l2), shown(row.min_l2), shown(row.ap),
+        ]
+        for row in rows
+    ]
+    return columns, cells
+
+
+def gallery(scenes: Sequence[Scene], student: GazeFunction, teacher: GazeFunction | None, count: int, device: str = "cpu") -> list[GalleryItem]:
+    """The best, the median and the worst cases of ``student``, a third each: truth, teacher and student side by side."""
+    with_gaze = [scene for scene in scenes if any(head.inout == IN and head.points for head in scene.heads)]
+    mine = list(answers(student, with_gaze, device=device))
+    errors = [_error(answer) for answer in mine]
+    order = sorted(range(len(mine)), key=lambda number: errors[number])
+    third = max(1, count // 3)
+    middle = max(0, len(order) // 2 - third // 2)
+    picked = [("best", n) for n in order[:third]] + [("median", n) for n in order[middle : middle + third]]
+    picked += [("worst", n) for n in order[::-1][: max(0, count - len(picked))]]
+    theirs = list(answers(teacher, [mine[n].scene for _, n in picked], device=device)) if teacher is not None else []
+    items = []
+    for place, (kind, number) in enumerate(picked):
+        answer = mine[number]
+        picture = load_picture(answer.scene.picture)
+        items.append(
+            GalleryItem(
+                f"{kind}: {answer.scene.key}",
+                truth=draw(picture, answer, model=False, truth=True),
+                teacher=draw(picture, theirs[place], truth=True) if theirs else None,
+                student=draw(picture, answer, truth=True),
+                teacher_error=_error(theirs[place]) if theirs else None,
+                student_error=errors[number],
+            )
+        )
+    return items
+
+
+def _error(answer: SceneAnswer) -> float:
+    """Mean distance of the heads in the frame to their mean annotation, in [0,1] of the picture's sides."""
+    points = predicted_point(answer.heatmap)
+    distances = [
+        float(np.hypot(*(points[number] - np.mean(head.points, axis=0))))
+        for number, head in enumerate(answer.scene.heads)
+        if head.inout == IN and head.points
+    ]
+    return float(np.mean(distances)) if distances else float("nan")
+
+
+def draw(picture: np.ndarray, answer: SceneAnswer, *, model: bool = True, truth: bool = False) -> Any:
+    """One picture with everyone's answer on it (``model``), or with the annotation alone."""
+    people = []
+    cell = 0.5 / np.array(answer.heatmap.shape[:0:-1])
+    points = predicted_point(answer.heatmap) + cell  # drawn in the middle of the cell; the metrics take its corner
+    for number, head in enumerate(answer.scene.heads):
+        inout = None if answer.inout is None else float(1 / (1 + np.exp(-answer.inout[number])))
+        if model:
+            probability = 1 / (1 + np.exp(-answer.heatmap[number]))
+            people.append(
+                Person(head.box, probability, tuple(points[number]), inout, truth=head.points if truth and head.inout == IN else None)
+            )
+        else:
+            mean = tuple(np.mean(head.points, axis=0)) if head.inout == IN and head.points else None
+            people.append(Person(head.box, None, mean, {IN: 1.0, 0: 0.0}.get(head.inout)))
+    return overlay(_enlarged(picture), people, style=Style(scale=1.6))
+
+
+def _enlarged(picture: np.ndarray) -> np.ndarray:
+    from PIL import Image
+
+    height, width = picture.shape[:2]
+    factor = 720 / width
+    return np.asarray(Image.fromarray(picture).resize((720, max(1, round(height * factor))), Image.Resampling.BICUBIC))

@@ -1,0 +1,186 @@
+"""The configuration of a run: one frozen record, read from a TOML file and overridden on the command line.
+
+A run file has sections; each key belongs to one of them::
+
+    [run]      name, seed, device, log_every, ...          [student]  student, student_weights, ...
+    [data]     data, cache, batch_size, ...                [loss]     inout_weight, softmax_weight, ...
+    [schedule] epochs, lr, finetune, distill_weight, ...: the fields of schedules.plan.PlanConfig
+
+The command line has the same names as options (``--batch-size``). An unknown key is refused with the nearest valid ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from distill.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from schedules.plan import PlanConfig
+
+
+def _option(section: str, default: Any, text: str, **extra: Any) -> Any:
+    return field(default=default, metadata={"section": section, "help": text, **extra})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that one training depends on. ``schedule`` holds the given fields of ``schedules.plan.PlanConfig``."""
+
+    name: str = _option("run", "", "the run's name, a directory below --runs (default: the run file's name)")
+    runs: str = _option("run", "runs", "where runs are kept")
+    seed: int = _option("run", 0, "seed of weights, order, views' choice and augmentation")
+    device: str = _option("run", "auto", "auto, cpu or cuda")
+    log_every: int = _option("run", 10, "steps between two lines of metrics.jsonl")
+    tracker: str = _option("run", "auto", "auto (TensorBoard if installed), none, or a tracker that accelerate knows")
+    student: str = _option("student", "lite0_tiny", "name in the catalogue (`distill students list`)")
+    student_weights: str = _option("student", "", "start from a stored student's or run's weights")
+    backbone_weights: str = _option("student", "", "file with the backbone's pretrained weights (timm's names)")
+    random_backbone: bool = _option("student", False, "start the backbone from noise instead of pretrained weights")
+    data: str = _option("data", "", "data set: a path, gazefollow:PATH or vat:PATH (default: the cache's own)")
+    train_split: str = _option("data", "train", "split to train on: train leaves the carved validation scenes out")
+    val_split: str = _option("data", "val", "split to choose the best student on; never test unless you say so here")
+    val_scenes: int = _option("data", 0, "validate during training on the first so many scenes (0: all)")
+    cache: str = _option("data", "", "teacher cache made by `distill cache build`")
+    batch_size: int = _option("data", 16, "pictures in a step, over all processes")
+    accumulate: int = _option("data", 1, "split each step's batch into so many parts, for memory")
+    workers: int = _option("data", 2, "threads that decode pictures")
+    augment: float = _option("data", 1.0, "strength of photometric changes and box jitter, 0 to 2; 0 switches them off")
+    weight_decay: float = _option("train", 0.01, "AdamW's weight decay (none on norms, biases and tokens)")
+    grad_clip_norm: float = _option("train", 1.0, "clip the gradient's norm to this; 0 switches clipping off")
+    use_amp: bool = _option("train", False, "mixed precision: bf16 where the hardware has it, else fp16 on a GPU")
+    best_metric: str = _option("train", "avg_l2", "validation metric that chooses the best student")
+    validate_every: int = _option("train", 1, "epochs between two validations")
+    checkpoint_steps: int = _option("train", 0, "also write a checkpoint every so many steps (0: at the end of epochs)")
+    limit_steps: int = _option("train", 0, "stop after so many steps (0: the whole run): a smoke run")
+    inout_weight: float = _option("loss", 1.0, "λ, what both in/out terms weigh")
+    bce_weight: float = _option("loss", 1.0, "what the heatmap's BCE weighs")
+    softmax_weight: float = _option("loss", 0.0, "what the heatmap's spatial cross-entropy weighs (0: not used)")
+    schedule: Mapping[str, Any] = field(default_factory=dict, metadata={"section": "schedule"})
+
+    def __post_init__(self) -> None:
+        for name, lowest in (
+            ("batch_size", 1), ("accumulate", 1), ("workers", 1), ("log_every", 1), ("validate_every", 1), ("val_scenes", 0),
+            ("checkpoint_steps", 0), ("limit_steps", 0), ("weight_decay", 0), ("grad_clip_norm", 0), ("inout_weight", 0),
+            ("bce_weight", 0), ("softmax_weight", 0),
+        ):
+            if getattr(self, name) < lowest:
+                raise ConfigurationError(f"{name} is {getattr(self, name)}; it must be at least {lowest}")
+        if not 0 <= self.augment <= 2:
+            raise ConfigurationError(f"augment is {self.augment}; give a strength between 0 and 2")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ConfigurationError(f"device is {self.device!r}; use auto, cpu or cuda")
+
+    def plan_config(self, steps_per_epoch: int) -> PlanConfig:
+        """The schedule for a run with so many steps in an epoch."""
+        from schedules.plan import PlanConfig
+
+        if "epochs" not in self.schedule:
+            raise ConfigurationError("the run's length is not given: set epochs in [schedule], or --epochs N")
+        return PlanConfig(steps_per_epoch=steps_per_epoch, **self.schedule)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data by section, as ``config.json`` holds it and :func:`config_from_sections` reads it back."""
+        sections: dict[str, dict[str, Any]] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name == "schedule":
+                sections["schedule"] = dict(value)
+            else:
+                sections.setdefault(item.metadata["section"], {})[item.name] = value
+        return sections
+
+
+def _own_fields() -> list[Field[Any]]:
+    return [item for item in fields(RunConfig) if item.name != "schedule"]
+
+
+def _schedule_names() -> set[str]:
+    from schedules.plan import PlanConfig
+
+    return {item.name for item in fields(PlanConfig)} - {"steps_per_epoch"}
+
+
+def _checked(name: str, value: Any, where: str) -> Any:
+    kind = get_type_hints(RunConfig)[name]
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ConfigurationError(f"{where}: {name} must be {kind.__name__}, got {value!r}")
+    return value
+
+
+def config_from_sections(sections: Mapping[str, Any], where: str) -> RunConfig:
+    """A run's configuration from nested plain data; ``where`` names the file in errors."""
+    homes = {item.name: item.metadata["section"] for item in _own_fields()} | dict.fromkeys(_schedule_names(), "schedule")
+    known_sections = sorted(set(homes.values()))
+    values: dict[str, Any] = {}
+    schedule: dict[str, Any] = {}
+    for section, entries in sections.items():
+        if section not in known_sections:
+            near = difflib.get_close_matches(section, [*known_sections, *homes], n=2)
+            hint = f"; nearest: {', '.join(near)}" if near else ""
+            raise ConfigurationError(f"{where}: unknown section [{section}]{hint}; sections are {', '.join(known_sections)}")
+        if not isinstance(entries, Mapping):
+            raise ConfigurationError(f"{where}: {section} must be a section of keys, got {entries!r}")
+        for name, value in entries.items():
+            if name not in homes:
+                near = difflib.get_close_matches(name, homes, n=3, cutoff=0.5)
+                hint = ", ".join(f"{item} in [{homes[item]}]" for item in near) or f"the keys of [{section}]"
+                raise ConfigurationError(f"{where}: unknown key {name!r} in [{section}]; nearest: {hint}")
+            if homes[name] != section:
+                raise ConfigurationError(f"{where}: key {name!r} belongs to [{homes[name]}], not to [{section}]; move it there")
+            if section == "schedule":
+                schedule[name] = value
+            else:
+                values[name] = _checked(name, value, where)
+    return RunConfig(**values, schedule=schedule)
+
+
+def load_run_config(path: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
+    """Read a run file (or none) and let ``overrides`` (by field name) win."""
+    sections: dict[str, dict[str, Any]] = {}
+    if path is not None:
+        try:
+            sections = tomllib.loads(path.read_text())
+        except FileNotFoundError:
+            raise ConfigurationError(f"run file {path} does not exist; recipes/ holds examples") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"run file {path} is not valid TOML: {error}") from None
+        sections.setdefault("run", {}).setdefault("name", path.stem)
+    homes = {item.name: item.metadata["section"] for item in _own_fields()} | dict.fromkeys(_schedule_names(), "schedule")
+    for name, value in overrides.items():
+        sections.setdefault(homes[name], {})[name] = value
+    return config_from_sections(sections, str(path) if path else "command line")
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """One option for every field of :class:`RunConfig`, present in the result only if it was given."""
+    hints = get_type_hints(RunConfig)
+    groups: dict[str, Any] = {}
+    for item in _own_fields():
+        section = item.metadata["section"]
+        group = groups.setdefault(section, parser.add_argument_group(section))
+        flag = "--" + item.name.replace("_", "-")
+        text = item.metadata["help"].replace("%", "%%")
+        if item.default not in ("", MISSING) and hints[item.name] is not bool:
+            text += f" (default: {item.default})"
+        if hints[item.name] is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        else:
+            kind = hints[item.name]
+            group.add_argument(
+                flag, type=kind, default=argparse.SUPPRESS, help=text, metavar={int: "N", float: "X"}.get(kind, "TEXT")
+            )
+
+
+def run_overrides(options: argparse.Namespace) -> dict[str, Any]:
+    """The options that were given, by field name: the record's own and the schedule's."""
+    names = {item.name for item in _own_fields()} | _schedule_names()
+    return {name: value for name, value in vars(options).items() if name in names}

@@ -1,0 +1,207 @@
+"""From logits, batch by batch, to one row a head and the table of a whole split.
+
+Heatmaps are not kept: a row holds a head's scores, so that intervals, slices and paired differences can be taken
+later from the same rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from distill.errors import MetricError
+from distill.metrics.distances import point_errors, predicted_point
+from distill.metrics.heatmap_auc import VAT_GRID, gazefollow_auc, gazefollow_auc_64, resize_bilinear, vat_auc
+from distill.metrics.ranking import average_precision, prevalence
+from distill.scenes import IN, OUT, UNKNOWN
+
+Protocol = Literal["gazefollow", "gazefollow64", "vat"]
+
+
+@dataclass(frozen=True)
+class HeadTruth:
+    """What is known of one head.
+
+    ``points [A,2]`` in [0,1] of the picture (empty for an out-of-frame head), ``inout`` 1, 0 or -1 (in, out, unknown),
+    the picture's own ``width`` and ``height`` in pixels, and the ``scene`` (or clip) that rows are grouped by.
+    """
+
+    points: ArrayLike
+    inout: int
+    width: int
+    height: int
+    scene: str = ""
+
+
+@dataclass(frozen=True)
+class GazeMetrics:
+    """The means over a split. ``auc`` in [0,1], distances in [0,1] of the picture's sides, ``None`` where undefined.
+
+    ``avg_l2`` is to the mean annotation, as the field prints; ``avg_l2_mean_of`` is the mean of the distances. ``ap``
+    is the average precision of in/out and ``ap_prevalence`` the share of in among the labelled heads. ``heads`` counts
+    all heads, ``heads_in`` those that AUC and distances are over: labelled in, with a gaze point.
+    """
+
+    auc: float | None
+    avg_l2: float | None
+    avg_l2_mean_of: float | None
+    min_l2: float | None
+    ap: float | None
+    ap_prevalence: float | None
+    heads: int
+    heads_in: int
+
+
+@dataclass(frozen=True)
+class HeadRows:
+    """One row a head, in the order added; columns ``[N]``, ``predicted [N,2]`` xy in [0,1).
+
+    NaN marks what a head does not have: AUC and distances of heads that are not labelled in, or have no gaze point, and
+    ``inout_logit`` of a model without in/out.
+    """
+
+    scene: np.ndarray
+    predicted: np.ndarray
+    auc: np.ndarray
+    avg_l2: np.ndarray
+    avg_l2_mean_of: np.ndarray
+    min_l2: np.ndarray
+    inout: np.ndarray
+    inout_logit: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.auc)
+
+    @property
+    def scored(self) -> np.ndarray:
+        """Which heads ``[N]`` have an AUC and distances."""
+        return ~np.isnan(self.auc)
+
+    def take(self, which: np.ndarray) -> HeadRows:
+        """The rows of a mask or of indices, which may repeat."""
+        return HeadRows(**{name: getattr(self, name)[which] for name in self.__dataclass_fields__})
+
+    def metrics(self) -> GazeMetrics:
+        """The table of these rows: every head weighs the same."""
+        scored = self.scored
+        labelled = self.inout != UNKNOWN
+        logits = self.inout_logit[labelled]
+        has_inout = len(logits) > 0 and not np.isnan(logits).any()
+
+        def mean(column: np.ndarray) -> float | None:
+            return float(column[scored].mean()) if scored.any() else None
+
+        return GazeMetrics(
+            auc=mean(self.auc),
+            avg_l2=mean(self.avg_l2),
+            avg_l2_mean_of=mean(self.avg_l2_mean_of),
+            min_l2=mean(self.min_l2),
+            ap=average_precision(logits, self.inout[labelled]) if has_inout else None,
+            ap_prevalence=prevalence(self.inout[labelled]),
+            heads=len(self),
+            heads_in=int(scored.sum()),
+        )
+
+
+class MetricAccumulator:
+    """Scores heads batch by batch.
+
+    ``protocol`` says which AUC: ``gazefollow`` at the picture's own size, ``gazefollow64`` on the heatmap's grid,
+    ``vat`` on 64×64 cells with a box around the point (a heatmap of another size is resized bilinearly to it, as
+    probabilities). The distances are the same in all three: over heads that are labelled in and have a gaze point;
+    in/out AP is over heads labelled in or out.
+    """
+
+    def __init__(self, protocol: Protocol = "gazefollow") -> None:
+        if protocol not in get_args(Protocol):
+            raise MetricError(f"unknown metric protocol {protocol!r}; choose one of {', '.join(get_args(Protocol))}")
+        self.protocol: Protocol = protocol
+        self._parts: list[HeadRows] = []
+        self._with_inout: bool | None = None
+
+    def add(self, heatmaps: ArrayLike, inout: ArrayLike | None, heads: Sequence[HeadTruth]) -> None:
+        """Score ``heatmaps [N,h,w]`` logits and ``inout [N]`` logits (or None) against N heads; all of them or none.
+
+        Raises MetricError, naming the scene, for logits that are not finite and for counts that differ.
+        """
+        logits = np.asarray(heatmaps)
+        if logits.ndim != 3 or len(logits) != len(heads):
+            raise MetricError(f"heatmaps {list(logits.shape)} for {len(heads)} heads; give [N,h,w] logits for N heads")
+        if not heads:
+            return
+        if self._with_inout not in (None, inout is not None):
+            raise MetricError("in/out logits came with some batches and not with others; give them always or never")
+        self._refuse_infinite(logits.reshape(len(heads), -1), heads, "heatmap")
+        if inout is None:
+            scores = np.full(len(heads), np.nan)
+        else:
+            scores = np.asarray(inout, dtype=np.float64).reshape(-1)
+            if len(scores) != len(heads):
+                raise MetricError(f"{len(scores)} in/out logits for {len(heads)} heads; give one for each head")
+            self._refuse_infinite(scores[:, None], heads, "in/out")
+        labels = np.array([head.inout for head in heads], dtype=np.int8)
+        if not np.isin(labels, (IN, OUT, UNKNOWN)).all():
+            raise MetricError(f"in/out labels must be 1, 0 or -1 (unknown), not {sorted(set(labels.tolist()))}")
+
+        predicted = predicted_point(logits)
+        points = [np.asarray(head.points, dtype=np.float64).reshape(-1, 2) for head in heads]
+        scored = np.array([k for k, head in enumerate(heads) if head.inout == IN and len(points[k])], dtype=np.int64)
+        errors = point_errors(predicted[scored], [points[k] for k in scored])
+        columns = {name: np.full(len(heads), np.nan) for name in ("auc", "avg_l2", "avg_l2_mean_of", "min_l2")}
+        columns["avg_l2"][scored] = errors.avg_l2
+        columns["avg_l2_mean_of"][scored] = errors.avg_l2_mean_of
+        columns["min_l2"][scored] = errors.min_l2
+        columns["auc"][scored] = [self._auc(logits[k], points[k], heads[k]) for k in scored]
+
+        scenes = np.array([head.scene for head in heads], dtype=object)
+        self._parts.append(HeadRows(scenes, predicted, inout=labels, inout_logit=scores, **columns))
+        self._with_inout = inout is not None
+
+    def rows(self) -> HeadRows:
+        """All rows so far."""
+        if not self._parts:
+            none = np.empty(0)
+            return HeadRows(
+                np.empty(0, dtype=object), np.empty((0, 2)), none, none, none, none, np.empty(0, dtype=np.int8), none
+            )
+        names = HeadRows.__dataclass_fields__
+        return HeadRows(**{name: np.concatenate([getattr(part, name) for part in self._parts]) for name in names})
+
+    def result(self) -> GazeMetrics:
+        """The table of all heads so far."""
+        return self.rows().metrics()
+
+    def _auc(self, logits: np.ndarray, points: np.ndarray, head: HeadTruth) -> float:
+        probabilities = _sigmoid(logits)
+        try:
+            if self.protocol == "gazefollow":
+                return gazefollow_auc(probabilities, points, head.width, head.height)
+            if self.protocol == "gazefollow64":
+                # The order of the logits is the same, and has none of the sigmoid's rounding ties.
+                return float(gazefollow_auc_64(logits[None], [points])[0])
+            if logits.shape == (VAT_GRID, VAT_GRID):
+                return vat_auc(logits, points)
+            return vat_auc(resize_bilinear(probabilities, VAT_GRID, VAT_GRID), points)
+        except MetricError as error:
+            raise MetricError(f"{head.scene or 'a head'}: {error}") from error
+
+    @staticmethod
+    def _refuse_infinite(values: np.ndarray, heads: Sequence[HeadTruth], what: str) -> None:
+        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        if len(bad):
+            where = heads[bad[0]].scene or f"head {int(bad[0])}"
+            raise MetricError(
+                f"{where}: {what} logits are not finite ({len(bad)} of {len(heads)} heads of the batch); "
+                "the model that gave them is broken, nothing was scored"
+            )
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Probabilities float64; 0.5·(1 + tanh(x/2)) would lose the small ones, this form keeps them."""
+    values = np.asarray(logits, dtype=np.float64)
+    small = np.exp(-np.abs(values))
+    return np.where(values >= 0, 1.0, small) / (1.0 + small)

@@ -1,0 +1,69 @@
+"""Ranking metrics of scores against binary labels: ROC-AUC, average precision and the prevalence beside it."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from distill.errors import MetricError
+
+
+def roc_auc(scores: ArrayLike, labels: ArrayLike) -> float:
+    """Area under the ROC curve of ``scores [P]`` against ``labels [P]`` in {0,1}, in [0,1].
+
+    The rank statistic of Mann and Whitney, exact under ties: the share of (positive, negative) pairs in the right
+    order, a tie counting one half. Equal to scikit-learn's ``roc_auc_score``.
+
+    Raises MetricError for scores that are not finite, shapes that differ, and when one of the classes is empty.
+    """
+    values, positive = _checked(scores, labels)
+    found = values[positive]
+    others = np.sort(values[~positive])
+    if found.size == 0 or others.size == 0:
+        raise MetricError(
+            f"ROC-AUC needs both classes: {found.size} positive and {others.size} negative; leave such a map out"
+        )
+    below = int(np.searchsorted(others, found, side="left").sum(dtype=np.int64))
+    not_above = int(np.searchsorted(others, found, side="right").sum(dtype=np.int64))
+    return (below + not_above) / (2 * found.size * others.size)
+
+
+def average_precision(scores: ArrayLike, labels: ArrayLike) -> float | None:
+    """Average precision of ``scores [N]`` against ``labels [N]`` in {0,1}: Σ (R_n − R_{n−1}) P_n over distinct scores.
+
+    The step-wise sum of scikit-learn's ``average_precision_score`` (heads of equal score enter together, nothing is
+    interpolated), which VideoAttentionTarget's evaluation uses for in/out. ``None`` when only one class, or no head, is
+    there: then AP is a constant, as on GazeFollow's test split, where every head is in.
+
+    Raises MetricError for scores that are not finite and shapes that differ.
+    """
+    values, positive = _checked(scores, labels)
+    total = int(positive.sum())
+    if total == 0 or total == positive.size:
+        return None
+    order = np.argsort(-values, kind="stable")
+    ranked = values[order]
+    # The last head of every run of equal scores is a threshold.
+    thresholds = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
+    true_positives = np.cumsum(positive[order])[thresholds]
+    precision = true_positives / (thresholds + 1)
+    return float(np.sum(np.diff(true_positives, prepend=0) * precision) / total)
+
+
+def prevalence(labels: ArrayLike) -> float | None:
+    """Share of ones among ``labels [N]``: the AP of a score that knows nothing. ``None`` without labels."""
+    positive = np.asarray(labels)
+    return float(np.mean(positive == 1)) if positive.size else None
+
+
+def _checked(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    values = np.asarray(scores, dtype=np.float64).reshape(-1)
+    marks = np.asarray(labels).reshape(-1)
+    if values.shape != marks.shape:
+        raise MetricError(f"{values.size} scores for {marks.size} labels; give one score for each label")
+    if not np.isfinite(values).all():
+        bad = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise MetricError(f"score {bad} is {values[bad]}, not a finite number; the model that gave it is broken")
+    if not np.isin(marks, (0, 1)).all():
+        raise MetricError("labels must be 0 or 1; leave unknown heads (-1) out")
+    return values, marks == 1

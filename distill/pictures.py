@@ -1,0 +1,65 @@
+"""Opening pictures: the one place where a picture file becomes pixels."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from distill.errors import PictureError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def read_bytes(path: Path) -> bytes:
+    """The picture's file, whole; a missing one is a :class:`PictureError` that names it."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise PictureError(f"picture {path} does not exist; check the data set's folder or the path given") from None
+
+
+def decode(data: bytes, path: Path, *, exif: bool = False) -> np.ndarray:
+    """Decode a picture to uint8 RGB ``[H,W,3]``.
+
+    ``exif`` turns the picture upright as its EXIF orientation says: right for a user's photograph, wrong for data sets,
+    whose annotations count the stored pixels. Raises :class:`PictureError` for a file that is no picture or is cut short.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            if exif:
+                ImageOps.exif_transpose(picture, in_place=True)
+            if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+                # A transparent picture is seen on white, as every viewer shows it.
+                layer = picture.convert("RGBA")
+                ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+                return np.asarray(Image.alpha_composite(ground, layer).convert("RGB"))
+            return np.asarray(picture.convert("RGB"))
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise PictureError(
+            f"picture {path} cannot be decoded ({error}); replace the file, or leave its scenes out with --on-error skip"
+        ) from None
+
+
+def load_picture(path: Path, *, exif: bool = False) -> np.ndarray:
+    """Read and decode one picture to uint8 RGB ``[H,W,3]``."""
+    return decode(read_bytes(path), path, exif=exif)
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """(width, height) in pixels from the file's header, without decoding it."""
+    try:
+        with Image.open(path) as picture:
+            return picture.size
+    except FileNotFoundError:
+        raise PictureError(f"picture {path} does not exist; check the data set's folder or the path given") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise PictureError(f"picture {path} cannot be opened ({error}); replace the file") from None
+
+
+def digest_bytes(data: bytes) -> bytes:
+    """16-byte digest of a picture's file, as the cache records it."""
+    return hashlib.blake2b(data, digest_size=16).digest()

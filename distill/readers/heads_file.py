@@ -1,0 +1,148 @@
+"""The heads file: a CSV ``image,person,xmin,ymin,xmax,ymax`` in pixels that says where heads are in given pictures.
+
+The first line names the columns, in any order; more columns are allowed and not read. ``image`` is a path: absolute,
+relative to the heads file or to a picture folder, or the bare name of a given picture. ``person`` may be empty and is
+then the head's number within its picture.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill.errors import HeadsError
+from distill.readers.findings import Findings
+from distill.scenes import Box, Head, Scene
+
+COLUMNS = ("image", "person", "xmin", "ymin", "xmax", "ymax")
+
+
+@dataclass(frozen=True, slots=True)
+class HeadRow:
+    """One line of a heads file; ``box`` is xyxy in pixels with its corners in order, ``line`` counts from 1."""
+
+    image: str
+    person: str
+    box: Box
+    line: int
+
+
+def read_heads_file(file: Path, findings: Findings) -> list[HeadRow]:
+    """All rows in the file's order. Reversed boxes are put right and exact repetitions dropped, as findings.
+
+    Raises :class:`HeadsError` that names the line for a missing column, a field that is no finite number, or a box
+    without area.
+    """
+    if not file.is_file():
+        raise HeadsError(f"heads file {file} does not exist; check the path, or write one with {','.join(COLUMNS)}")
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        lines = csv.reader(stream, skipinitialspace=True)
+        try:
+            header = [name.strip().lower() for name in next(lines, [])]
+            missing = [name for name in COLUMNS if name not in header]
+            if missing:
+                raise HeadsError(
+                    f"{file}:1: no column {', '.join(missing)}; the first line must be {','.join(COLUMNS)}"
+                )
+            where = [header.index(name) for name in COLUMNS]
+            rows: dict[tuple[str, str, Box], HeadRow] = {}
+            for fields in lines:
+                if not any(field.strip() for field in fields):
+                    continue
+                row = _row(fields, where, file, lines.line_num, findings)
+                if (row.image, row.person, row.box) in rows:
+                    findings.add("duplicate row", f"{file.name}:{row.line}: {row.image}", "row dropped")
+                    continue
+                rows[row.image, row.person, row.box] = row
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise HeadsError(f"{file}:{lines.line_num}: not comma separated text ({error}); save it as CSV") from None
+    return list(rows.values())
+
+
+def _row(fields: list[str], where: list[int], file: Path, line: int, findings: Findings) -> HeadRow:
+    if len(fields) <= max(where):
+        raise HeadsError(
+            f"{file}:{line}: {len(fields)} columns where {max(where) + 1} are expected; complete or delete the line"
+        )
+    image, person = fields[where[0]].strip(), fields[where[1]].strip()
+    if not image:
+        raise HeadsError(f"{file}:{line}: the image is not named; complete or delete the line")
+    values = []
+    for name, index in zip(COLUMNS[2:], where[2:], strict=True):
+        try:
+            value = float(fields[index])
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise HeadsError(
+                f"{file}:{line}: {name} is {fields[index]!r}, not a finite number; give the box's corners in pixels"
+            )
+        values.append(value)
+    x0, y0, x1, y1 = values
+    if x0 > x1 or y0 > y1:
+        findings.add("reversed box", f"{file.name}:{line}: {x0:g}, {y0:g}, {x1:g}, {y1:g}", "corners put right")
+        x0, x1, y0, y1 = min(x0, x1), max(x0, x1), min(y0, y1), max(y0, y1)
+    if x0 == x1 or y0 == y1:
+        raise HeadsError(f"{file}:{line}: the box {x0:g}, {y0:g}, {x1:g}, {y1:g} has no area; correct or delete the line")
+    return HeadRow(image.replace("\\", "/"), person, (x0, y0, x1, y1), line)
+
+
+def assign_heads(
+    rows: Sequence[HeadRow], pictures: Sequence[Path], file: Path, *, root: Path | None = None
+) -> tuple[list[Scene], list[HeadRow]]:
+    """Give every row to its picture: (scenes in the pictures' order, rows whose picture exists but was not given).
+
+    A scene's key is the picture's path relative to ``root``, or as given. Pictures without a row yield no scene. Raises
+    :class:`HeadsError` for a row whose picture is neither given nor on the disk, and for a bare name that fits several.
+    """
+    given = {picture.resolve(): picture for picture in pictures}
+    first = list(dict.fromkeys((file.parent, *([root] if root else []))))
+    others = [folder for folder in dict.fromkeys(picture.parent for picture in pictures) if folder not in first]
+    heads: dict[Path, list[Head]] = defaultdict(list)
+    strangers: list[HeadRow] = []
+    chosen: dict[str, Path | None] = {}
+    for row in rows:
+        if row.image not in chosen:
+            chosen[row.image] = _picture(row, given, first, others, file)
+        picture = chosen[row.image]
+        if picture is None:
+            strangers.append(row)
+        else:
+            found = heads[picture]
+            found.append(Head(row.box, person=row.person or str(len(found))))
+    scenes = []
+    for picture in pictures:
+        if picture in heads:
+            key = picture.relative_to(root) if root else picture
+            scenes.append(Scene(key.as_posix(), picture, tuple(heads.pop(picture)), box_pixels=True, point_pixels=True))
+    return scenes, strangers
+
+
+def _picture(
+    row: HeadRow, given: dict[Path, Path], first: Sequence[Path], others: Sequence[Path], file: Path
+) -> Path | None:
+    """The given picture that the row means; None where it means one on the disk that was not given."""
+    for folder in first:
+        picture = given.get((folder / row.image).resolve())
+        if picture is not None:
+            return picture
+    places = [folder / row.image for folder in others]
+    fitting = [given[place] for place in dict.fromkeys(place.resolve() for place in places) if place in given]
+    if len(fitting) > 1:
+        raise HeadsError(
+            f"{file}:{row.line}: {row.image} fits {len(fitting)} pictures, e.g. {fitting[0]} and {fitting[1]}; "
+            "write its path in the heads file"
+        )
+    if fitting:
+        return fitting[0]
+    if any((folder / row.image).is_file() for folder in (*first, *others)):
+        return None
+    looked = ", ".join(str(folder) for folder in (*first, *others)[:3])
+    raise HeadsError(
+        f"{file}:{row.line}: picture {row.image} is neither given nor on the disk (looked in {looked}); "
+        "correct the name or delete the line"
+    )

@@ -1,0 +1,102 @@
+"""What a run leaves behind while it goes: ``metrics.jsonl``, a tracker's curves, and what is shown of it on the console."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from distill.configuration import RunConfig
+from distill.console import progress, say, warn
+from schedules.plan import Plan
+from students.trainer import Record
+
+FILE = "metrics.jsonl"
+
+
+def read_metrics(run: Path) -> list[Record]:
+    """The records of a run's ``metrics.jsonl``; a last line cut short by a kill is left out."""
+    records = []
+    path = run / FILE
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                break
+    return records
+
+
+class RunLog:
+    """Takes the trainer's records: a line of JSON each, tracker scalars, and progress with rate and time left."""
+
+    def __init__(self, run: Path, plan: Plan, accelerator: Accelerator, watch: Callable[[Record], None] | None = None) -> None:
+        self.run, self.plan, self.accelerator, self.watch = run, plan, accelerator, watch
+        self._file: Any = None
+        self._bar: Any = None
+        self._context: Any = None
+
+    def begin(self, config: RunConfig, from_step: int = 0) -> None:
+        """Open the log; on resumption lines past ``from_step`` are cut off, as those steps will be made again."""
+        for message in self.plan.messages:
+            say(message)
+        for message in self.plan.warnings:
+            warn(message)
+        if not self.accelerator.is_main_process:
+            return
+        kept = [record for record in read_metrics(self.run) if from_step and record["step"] <= from_step]
+        kept = [record for record in kept if record["kind"] != "end"]
+        temporary = self.run / f".{FILE}.tmp"
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        temporary.replace(self.run / FILE)
+        self._file = (self.run / FILE).open("a", buffering=1)
+        self.accelerator.init_trackers("distill", {f"{s}.{k}": str(v) for s, part in config.to_json().items() for k, v in part.items()})
+
+    def __call__(self, record: Record) -> None:
+        if self._file is not None and record["kind"] not in ("start", "checkpoint"):
+            self._file.write(json.dumps(record) + "\n")
+        scalars = {
+            f"{record['kind']}/{name}": float(value)
+            for name, value in record.items()
+            if isinstance(value, int | float) and name != "step" and math.isfinite(value)
+        }
+        if record["kind"] in ("step", "epoch", "validation"):
+            self.accelerator.log(scalars, step=record["step"])
+        self._show(record)
+        if self.watch is not None:
+            self.watch(record)
+
+    def _show(self, record: Record) -> None:
+        kind = record["kind"]
+        if kind == "start":
+            self._context = progress("Training", total=record["total"], unit="steps")
+            self._bar = self._context.__enter__()
+            self._bar.resume_from(record["step"])
+        elif kind == "step":
+            self._bar.update(
+                record["step"] - self._bar.done, loss=record["loss"], kd=record["kd_heatmap"], w=record["weight"],
+                T=record["temperature"], open=record["open_blocks"],
+            )
+        elif kind == "thaw":
+            say(
+                f"epoch {record['epoch']}: opened {', '.join(record['opened'])}; {record['open_blocks']} of {self.plan.blocks} "
+                f"blocks open, {record['trainable']:,} parameters train"
+            )
+        elif kind == "validation":
+            shown = {name: record.get(name) for name in ("auc", "avg_l2", "min_l2", "ap")}
+            text = "  ".join(f"{name} {'n/a' if value is None else f'{value:.4f}'}" for name, value in shown.items())
+            say(f"epoch {record['epoch']}: {text}{'  (best so far)' if record['best'] else ''}")
+
+    def close(self) -> None:
+        """Close file, bar and trackers, whatever happened."""
+        if self._context is not None:
+            self._context.__exit__(None, None, None)
+            self._context = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            self.accelerator.end_training()

@@ -1,0 +1,110 @@
+"""Where a cache's scenes come from: a scene set and a view policy, rendered for a teacher."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import struct
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distill.pictures import decode, digest_bytes, read_bytes
+from distill.scenes import Scene, SceneSet
+from distill.views import ViewPolicy
+from teachers.contract import SceneViews
+
+if TYPE_CHECKING:
+    from distill.views import View
+
+# Both are carved from the training file and share its scenes' keys: one cache of the file serves either.
+FILES = {"train": "trainval", "val": "trainval"}
+
+
+def boxes_digest(scene: Scene) -> bytes:
+    """16-byte digest of the head boxes as annotated, their unit included."""
+    digest = hashlib.blake2b(struct.pack("<?q", scene.box_pixels, len(scene.heads)), digest_size=16)
+    for head in scene.heads:
+        digest.update(struct.pack("<4d", *head.box))
+    return digest.digest()
+
+
+def points_digest(scene: Scene) -> bytes:
+    """16-byte digest of the gaze points as annotated, their unit and the in/out labels included."""
+    digest = hashlib.blake2b(struct.pack("<?q", scene.point_pixels, len(scene.heads)), digest_size=16)
+    for head in scene.heads:
+        digest.update(struct.pack("<bq", head.inout, len(head.points)))
+        for point in head.points:
+            digest.update(struct.pack("<2d", *point))
+    return digest.digest()
+
+
+class SceneSource:
+    """A :class:`teachers.contract.ViewSource` over a scene set.
+
+    Its identity is reader, split and view policy: neither the folder (a cache can be shared) nor the list of scenes (a cache
+    may grow). The splits ``train`` and ``val``, carved from the training file, are ``trainval`` in it.
+    ``spec`` is what the user wrote for ``--data``, for messages. Pictures of the reader ``folder``
+    are a user's own photographs and are turned upright (see :func:`distill.pictures.decode`); those of data sets are not.
+    """
+
+    def __init__(self, scenes: SceneSet, policy: ViewPolicy, *, spec: str = "") -> None:
+        self.scenes, self.policy, self.exif = scenes, policy, scenes.reader == "folder"
+        self._spec = spec or f"{scenes.reader}:{scenes.root}"
+        self._keys = tuple(scene.key for scene in scenes.scenes)
+
+    @property
+    def keys(self) -> Sequence[str]:
+        return self._keys
+
+    @property
+    def split(self) -> str:
+        """The split as a cache knows it: the annotation file's."""
+        return FILES.get(self.scenes.split, self.scenes.split)
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return {"reader": self.scenes.reader, "split": self.split, "views": self.policy.describe()}
+
+    @property
+    def mend(self) -> str:
+        """The command line that builds a cache for this source, but for the teacher and ``--out``."""
+        return f"distill cache build --data {shlex.quote(self._spec)} --split {self.split} --seed {self.policy.seed}"
+
+    def heads(self, scene: int) -> int:
+        """How many heads a scene has."""
+        return len(self.scenes.scenes[scene].heads)
+
+    def annotation_digests(self, scene: int) -> tuple[bytes, bytes]:
+        """(boxes digest, points digest), 16 bytes each, without opening the picture."""
+        return boxes_digest(self.scenes.scenes[scene]), points_digest(self.scenes.scenes[scene])
+
+    def picture(self, scene: int) -> tuple[np.ndarray, bytes]:
+        """A scene's picture ``[H,W,3]`` uint8 RGB and the 16-byte digest of its file; :class:`PictureError` names a bad one."""
+        path = self.scenes.scenes[scene].picture
+        data = read_bytes(path)
+        return decode(data, path, exif=self.exif), digest_bytes(data)
+
+    def draw(self, scene: int, views: Sequence[int], width: int, height: int) -> tuple[Scene, list[View]]:
+        """The scene in [0,1] of its picture of ``width`` × ``height`` pixels, and the geometry of its ``views``."""
+        flat = self.scenes.scenes[scene].normalised(width, height)
+        return flat, [self.policy.view(flat, number) for number in views]
+
+    def load(self, scene: int, views: Sequence[int], size: tuple[int, int]) -> SceneViews:
+        """Views of a scene at ``size`` = (height, width); :class:`PictureError` names a picture that cannot be read."""
+        # Imported here: a command that only plans or lists opens no picture.
+        import torch
+
+        picture, digest = self.picture(scene)
+        flat, drawn = self.draw(scene, views, picture.shape[1], picture.shape[0])
+        boxes = flat.boxes()
+        digests = self.annotation_digests(scene)
+        return SceneViews(
+            images=torch.stack([view.picture(picture, size) for view in drawn]),
+            boxes=np.stack([view.boxes(boxes) for view in drawn]).astype(np.float32),
+            geometry=np.array([view.to_row() for view in drawn], dtype=np.float64),
+            picture_digest=digest,
+            boxes_digest=digests[0],
+            points_digest=digests[1],
+        )

@@ -1,0 +1,253 @@
+"""From a run's configuration to a finished run directory: the parts are put together here, the work is the trainer's.
+
+A run directory holds ``config.json`` (resolved), ``plan.json``, ``metrics.jsonl``, ``checkpoints/``, ``student/`` (the best one) and what
+`eval`, `export` and `report` add later.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from distill.augment import Augment
+from distill.configuration import RunConfig
+from distill.console import warn
+from distill.errors import ConfigurationError, DataError
+from distill.evaluation import evaluate, protocol_of
+from distill.feeding import SceneBatches
+from distill.readers import open_data
+from distill.runlog import RunLog
+from distill.scenes import Scene, SceneSet
+from distill.source import SceneSource
+from distill.views import ViewPolicy
+from schedules.plan import Plan, compile_plan
+from schedules.stages import Stages, discover_stages
+from students.catalogue import build_student, student_config
+from students.errors import RunError
+from students.losses import LossWeights
+from students.trainer import Record, Trainer, TrainOptions
+from teachers.cache.reader import CacheReader
+from teachers.model import GazeModel
+from teachers.pretrained import load_pretrained_backbone
+from teachers.weights import load_model, load_strictly, write_atomically
+
+
+def run_directory(config: RunConfig) -> Path:
+    """Where a run is kept; its name comes from the configuration."""
+    if not config.name or Path(config.name).name != config.name:
+        raise ConfigurationError(f"the run's name is {config.name!r}; give a plain name with --name")
+    return Path(config.runs) / config.name
+
+
+def make_accelerator(config: RunConfig, run: Path) -> Accelerator:
+    """The accelerator for a run: device, mixed precision and trackers."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError("device is cuda, but torch sees no GPU here; use --device cpu, or look at `distill doctor`")
+    precision = "no"
+    if config.use_amp:
+        gpu = torch.cuda.is_available() and config.device != "cpu"
+        precision = "bf16" if not gpu or torch.cuda.is_bf16_supported() else "fp16"
+    return Accelerator(
+        cpu=config.device == "cpu", mixed_precision=precision, log_with=_trackers(config.tracker), project_dir=run
+    )
+
+
+def _trackers(wanted: str) -> list[str] | None:
+    from accelerate.tracking import get_available_trackers
+    from accelerate.utils import is_tensorboard_available
+
+    if wanted == "none":
+        return None
+    if wanted == "auto":
+        return ["tensorboard"] if is_tensorboard_available() else None
+    available = [str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()]
+    if wanted not in available:
+        raise ConfigurationError(f"tracker {wanted!r} is not installed (here: {', '.join(available) or 'none'}); install it, or --tracker none")
+    return [wanted]
+
+
+def initial_student(config: RunConfig) -> tuple[GazeModel, dict[str, Any]]:
+    """The student before its first step, and where its weights come from."""
+    torch.manual_seed(config.seed)
+    model = build_student(student_config(config.student))
+    if config.student_weights:
+        stored, description = load_model(stored_model_path(Path(config.student_weights)))
+        load_strictly(model, stored.state_dict(), config.student_weights)
+        return model, {"student_weights": description["weights_digest"]}
+    if config.random_backbone:
+        return model, {"backbone_weights": "random"}
+    file = Path(config.backbone_weights) if config.backbone_weights else None
+    return model, {"backbone_weights": load_pretrained_backbone(model, file)}
+
+
+def stored_model_path(path: Path) -> Path:
+    """The directory with ``model.safetensors``: ``path`` itself, or the best student of the run that it is."""
+    return path / "student" if (path / "student" / "model.json").exists() else path
+
+
+def open_cache(path: str, scenes: SceneSet) -> tuple[CacheReader, ViewPolicy, tuple[Scene, ...], list[str]]:
+    """The cache for these scenes, its view policy, the scenes that it has answers for, and what must be said of the rest.
+
+    Refuses a cache of another data set, changed annotations, and scenes that the cache lacks; scenes that were skipped when it
+    was built are left out, with a count.
+    """
+    reader = CacheReader(Path(path))
+    try:
+        policy = ViewPolicy(**reader.manifest.source["views"])
+    except (KeyError, TypeError) as error:
+        raise RunError(f"cache {path} names no view policy that this version knows ({error}); build it again") from None
+    source = SceneSource(scenes, policy)
+    reader.check(source_identity=source.identity, mend=source.mend)
+    reader.check_annotations(source)
+    coverage = reader.covers(source.keys)
+    if coverage.missing:
+        raise RunError(
+            f"cache {path} lacks {len(coverage.missing)} of {len(source.keys)} training scenes (first: {coverage.missing[0]}); run "
+            f"`{source.mend} --out {path}` with the same teacher to add them"
+        )
+    skipped = set(coverage.skipped)
+    kept = tuple(scene for scene in scenes.scenes if scene.key not in skipped)
+    notes = [f"{len(skipped)} scenes were skipped when cache {path} was built and are not trained on"] if skipped else []
+    return reader, policy, kept, notes
+
+
+def prepare_run(config: RunConfig, run: Path, *, resuming: bool) -> None:
+    """Refuse a run directory that already holds a run (when starting), or that holds none (when resuming)."""
+    held = (run / "config.json").exists()
+    if resuming and not held:
+        raise RunError(f"{run} holds no run to resume; start one with `distill train RUN.toml --name {run.name}`")
+    if not resuming and held:
+        raise RunError(
+            f"{run} already holds a run; go on with it by `distill train --resume {run}`, give this one another --name, or "
+            "remove the directory"
+        )
+    if not resuming and run.exists() and any(run.iterdir()):
+        raise RunError(f"{run} is not empty and holds no run; give this run another --name")
+
+
+class Run:
+    """One training, put together: data, cache, student, plan, trainer."""
+
+    def __init__(self, config: RunConfig, *, resuming: bool = False, watch: Callable[[Record], None] | None = None) -> None:
+        if not config.data:
+            raise ConfigurationError("no data set is given: set data in [data], or --data PATH")
+        self.config, self.path = config, run_directory(config)
+        prepare_run(config, self.path, resuming=resuming)
+        self.scenes = open_data(config.data, config.train_split)
+        self.validation = self._validation_scenes()
+        self.accelerator = make_accelerator(config, self.path)
+        set_seed(config.seed)
+        cache: CacheReader | None = None
+        policy, kept = ViewPolicy(seed=config.seed), self.scenes.scenes
+        notes: list[str] = []
+        if config.cache:
+            cache, policy, kept, notes = open_cache(config.cache, self.scenes)
+        for note in notes:
+            warn(note)
+        self.model, origin = initial_student(config)
+        self.batches = SceneBatches(
+            kept, policy=policy, input_size=self.model.input_size, heatmap_size=self.model.heatmap_size,
+            batch_size=config.batch_size, seed=config.seed, lineage=self._lineage(cache), cache=cache,
+            augment=_augment(config.augment), rank=self.accelerator.process_index, world=self.accelerator.num_processes,
+            workers=config.workers,
+        )
+        self.stages: Stages = discover_stages(self.model.backbone)
+        plan_config = config.plan_config(self.batches.steps_per_epoch)
+        self.plan: Plan = compile_plan(plan_config, self.stages.blocks)
+        if cache is None and any(line.distill_weight for line in self.plan.epochs_table):
+            raise ConfigurationError("distill_weight is not 0 but there is no teacher: give --cache PATH, or --distill-weight 0")
+        self.facts = {
+            "name": config.student, "run": config.name, "config": config.to_json(), "lineage": self._lineage(cache), **origin
+        }
+        self.log = RunLog(self.path, self.plan, self.accelerator, watch)
+        self.trainer = Trainer(
+            self.model, self.stages, self.plan, self.batches, self.path, self.accelerator,
+            options=_train_options(config),
+            weights=LossWeights(inout=config.inout_weight, bce=config.bce_weight, softmax=config.softmax_weight),
+            validate=self.validate, report=self.log, facts=self.facts,
+        )
+
+    def _validation_scenes(self) -> tuple[Scene, ...]:
+        config = self.config
+        scenes = open_data(config.data, config.val_split).scenes
+        overlap = {scene.key for scene in scenes} & {scene.key for scene in self.scenes.scenes}
+        if overlap and self.scenes.reader != "folder":
+            raise DataError(
+                f"{len(overlap)} scenes are in both {config.train_split} and {config.val_split} (first: {min(overlap)}); choose "
+                "splits that do not overlap"
+            )
+        return scenes[: config.val_scenes] if config.val_scenes else scenes
+
+    def _lineage(self, cache: CacheReader | None) -> dict[str, Any]:
+        lineage: dict[str, Any] = {"data": self.scenes.digest(), "reader": self.scenes.reader, "split": self.config.train_split}
+        if cache is not None:
+            lineage["cache"] = cache.manifest.identity_digest()
+            lineage["teacher"] = cache.manifest.teacher
+        return lineage
+
+    def validate(self, model: GazeModel) -> Mapping[str, float | None]:
+        """Metrics of the student on the validation scenes."""
+        from dataclasses import asdict
+
+        result = evaluate(
+            model, self.validation, protocol=protocol_of(self.scenes.reader), device=str(self.accelerator.device),
+            workers=self.config.workers,
+        )
+        return asdict(result.metrics)
+
+    def start(self) -> Record:
+        """Write the resolved configuration and the plan, then train to the end."""
+        if self.accelerator.is_main_process:
+            self.path.mkdir(parents=True, exist_ok=True)
+            _write_json(self.path / "plan.json", {**self.plan.to_json(), "events": self._events()})
+            _write_json(self.path / "config.json", {**self.config.to_json(), "facts": {k: v for k, v in self.facts.items() if k != "config"}})
+        self.accelerator.wait_for_everyone()
+        self.log.begin(self.config)
+        return self._finish()
+
+    def resume(self) -> Record:
+        """Go on from the newest intact checkpoint; lines of metrics past it are cut off."""
+        for note in self.trainer.resume():
+            warn(note)
+        self.log.begin(self.config, from_step=self.trainer.step)
+        return self._finish()
+
+    def _finish(self) -> Record:
+        try:
+            return self.trainer.fit()
+        finally:
+            self.log.close()
+
+    def _events(self) -> list[dict[str, Any]]:
+        return [
+            {"epoch": epoch, "opened": [self.stages[index].name for index in opened]} for epoch, opened in self.plan.thaw_events
+        ]
+
+
+def _write_json(path: Path, values: Any) -> None:
+    write_atomically(path, (json.dumps(values, indent=1) + "\n").encode())
+
+
+def _augment(strength: float) -> Augment | None:
+    if strength == 0:
+        return None
+    plain = Augment()
+    return replace(
+        plain, brightness=plain.brightness * strength, contrast=plain.contrast * strength,
+        saturation=plain.saturation * strength, grey=plain.grey * strength, box=plain.box * strength,
+    )
+
+
+def _train_options(config: RunConfig) -> TrainOptions:
+    return TrainOptions(
+        weight_decay=config.weight_decay, grad_clip_norm=config.grad_clip_norm, accumulate=config.accumulate,
+        best_metric=config.best_metric, checkpoint_steps=config.checkpoint_steps, validate_every=config.validate_every,
+        log_every=config.log_every, limit_steps=config.limit_steps or None, seed=config.seed,
+    )

@@ -1,0 +1,1 @@
+"""The schedule: durations, curves, the compiled plan, backbone stages, optimizer groups."""

@@ -1,0 +1,109 @@
+"""Checkpoints: one safetensors file each, written whole or not at all, with a digest, never unpickled.
+
+``checkpoints/step-0000120.safetensors`` holds ``model/<name>``, ``optimizer/<parameter>/<key>`` and ``rng/<generator>`` tensors;
+its metadata is JSON text: ``facts`` (step, best value, running sums, digests, plan, configuration) and ``digest`` over all tensors
+and facts. The state of the optimizer is keyed by parameter name, so a checkpoint loads on either side of any thaw.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from students.errors import RunError
+from teachers.weights import tensors_digest
+
+FOLDER = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything a run needs to go on to the bit."""
+
+    model: Mapping[str, Tensor]
+    optimizer: Mapping[str, Mapping[str, Tensor | float]]
+    rng: Mapping[str, Tensor]
+    facts: Mapping[str, Any]
+
+
+def _digest(tensors: Mapping[str, Tensor], facts: str) -> str:
+    return tensors_digest({**tensors, "facts": torch.frombuffer(bytearray(facts.encode()), dtype=torch.uint8)})
+
+
+def save_checkpoint(run: Path, checkpoint: Checkpoint, step: int, *, keep: int = 2) -> Path:
+    """Write the checkpoint of ``step`` and remove all but the newest ``keep``."""
+    folder = run / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"model/{name}": value.detach().cpu().contiguous() for name, value in checkpoint.model.items()}
+    for name, state in checkpoint.optimizer.items():
+        for key, value in state.items():
+            tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+            tensors[f"optimizer/{name}/{key}"] = tensor.detach().cpu().contiguous()
+    tensors |= {f"rng/{name}": value.cpu().contiguous() for name, value in checkpoint.rng.items()}
+    facts = json.dumps(dict(checkpoint.facts), sort_keys=True)
+    path = folder / f"step-{step:07d}.safetensors"
+    temporary = folder / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        save_file(tensors, temporary, metadata={"format": "1", "facts": facts, "digest": _digest(tensors, facts)})
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    for old in checkpoints(run)[keep:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """All visible checkpoints of a run, newest first."""
+    return sorted((run / FOLDER).glob("step-*.safetensors"), reverse=True)
+
+
+def read_checkpoint_file(path: Path) -> Checkpoint:
+    """One checkpoint, its digest verified; a damaged file is a :class:`RunError` that names it."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise RunError(f"checkpoint {path} is damaged or cut short ({error}); remove it to use an older one") from None
+    facts = metadata.get("facts", "")
+    if metadata.get("format") != "1" or metadata.get("digest") != _digest(tensors, facts):
+        raise RunError(f"checkpoint {path} does not match its own digest; remove it to use an older one")
+    model: dict[str, Tensor] = {}
+    optimizer: dict[str, dict[str, Tensor | float]] = {}
+    rng: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition("/")
+        if kind == "model":
+            model[rest] = tensor
+        elif kind == "rng":
+            rng[rest] = tensor
+        else:
+            parameter, _, key = rest.rpartition("/")
+            optimizer.setdefault(parameter, {})[key] = tensor
+    return Checkpoint(model, optimizer, rng, json.loads(facts))
+
+
+def newest_intact(run: Path) -> tuple[Checkpoint, Path, list[str]]:
+    """The newest checkpoint that is whole, its path, and one sentence for each damaged one passed over."""
+    found = checkpoints(run)
+    if not found:
+        raise RunError(f"{run} holds no checkpoint to resume from; start it again with another --name, or remove it")
+    passed: list[str] = []
+    for path in found:
+        try:
+            return read_checkpoint_file(path), path, passed
+        except RunError as error:
+            passed.append(str(error))
+    raise RunError(f"no checkpoint of {run} is intact: {'; '.join(passed)}")

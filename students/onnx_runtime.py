@@ -1,0 +1,117 @@
+"""Exported files, run: an ONNX file and the JSON beside it as a gaze model like any other, in ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from students.errors import ExportError
+from teachers.contract import GazeOutput
+
+
+def description_path(path: Path) -> Path:
+    """The JSON beside an exported file: ``student.onnx`` has ``student.json``."""
+    return path.with_suffix(".json")
+
+
+def file_digest(path: Path) -> str:
+    """Digest (hex) of an exported file: BLAKE2b of 16 bytes, what ``b2sum -l 128`` prints."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_export(path: Path) -> dict[str, Any]:
+    """The description beside the exported file ``path``, checked against the file.
+
+    Raises :class:`ExportError` where either is missing, the description is no export's, or the digest does not match.
+    """
+    beside = description_path(path)
+    if not path.is_file():
+        raise ExportError(f"exported file {path} does not exist; check the path, or run `distill export RUN`")
+    try:
+        description = json.loads(beside.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ExportError(
+            f"{path} has no {beside.name} beside it, which says how to use it; copy it along, or run `distill export RUN` again"
+        ) from None
+    except ValueError as error:
+        raise ExportError(f"{beside} cannot be read ({error}); run `distill export RUN` again") from None
+    if not isinstance(description, dict) or description.get("format") != "onnx" or description.get("schema") != 1:
+        raise ExportError(f"{beside} does not describe an exported ONNX file of schema 1; run `distill export RUN` again")
+    found = file_digest(path)
+    if description.get("digest") != found:
+        raise ExportError(
+            f"{path} has digest {found}, {beside.name} says {description.get('digest')}: one of the two was changed or cut short; "
+            "run `distill export RUN` again"
+        )
+    return description
+
+
+class OnnxGaze:
+    """An exported student: ``images [B,3,H,W]``, ``boxes [N,4]``, ``image_index [N]`` to :class:`GazeOutput` on the CPU.
+
+    It keeps the teacher contract. ``threads`` is ONNX Runtime's number of threads (None: one a core). Raises
+    :class:`ExportError` for a file that does not fit its description, ``ImportError`` where ONNX Runtime is not installed.
+    """
+
+    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+        import onnxruntime
+
+        self.path = path
+        self.description = read_export(path)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's exceptions share no base of their own
+            reason = str(error).splitlines()[0][:160]
+            raise ExportError(f"ONNX Runtime {onnxruntime.__version__} cannot open {path} ({reason}); update it, or export again") from None
+        self._outputs = [output["name"] for output in self.description["outputs"]]
+
+    @property
+    def name(self) -> str:
+        return str(self.description["name"])
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        keys = ("name", "format", "precision", "digest", "weights_digest", "config")
+        return {key: self.description[key] for key in keys}
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        height, width = self.description["input_size"]
+        return int(height), int(width)
+
+    @property
+    def heatmap_size(self) -> tuple[int, int]:
+        height, width = self.description["heatmap_size"]
+        return int(height), int(width)
+
+    @property
+    def has_inout(self) -> bool:
+        return "inout" in self._outputs
+
+    def __call__(self, images: Tensor, boxes: Tensor, image_index: Tensor) -> GazeOutput:
+        if len(boxes) == 0:
+            return GazeOutput(torch.zeros(0, *self.heatmap_size), torch.zeros(0) if self.has_inout else None)
+        feeds = {
+            "images": _array(images, np.float32), "boxes": _array(boxes, np.float32), "image_index": _array(image_index, np.int64)
+        }
+        answers = dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
+        inout = answers.get("inout")
+        return GazeOutput(torch.from_numpy(answers["heatmap"]), None if inout is None else torch.from_numpy(inout))
+
+
+def _array(tensor: Tensor, kind: type) -> np.ndarray:
+    return np.ascontiguousarray(tensor.detach().cpu().numpy(), dtype=kind)

@@ -1,0 +1,175 @@
+"""Several caches of one data set and view policy, read as one teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from teachers.cache.format import canonical, differences
+from teachers.cache.reader import CachedView, CacheReader, Coverage
+from teachers.contract import ViewSource
+from teachers.errors import CacheError
+
+Space = Literal["logit", "probability"]
+
+
+def log_sigmoid(logits: np.ndarray) -> np.ndarray:
+    return -np.logaddexp(0.0, -logits)
+
+
+def average(maps: Sequence[np.ndarray], weights: Sequence[float], space: Space) -> np.ndarray:
+    """Weighted mean of logits of one shape, in log-odds or, cell by cell, in probability; float32 logits again.
+
+    In probability: ``log Σ w σ(x) - log Σ w σ(-x)``, which neither overflows nor rounds to 0 or 1.
+    """
+    if space == "logit":
+        return np.asarray(sum(w * m.astype(np.float64) for w, m in zip(weights, maps, strict=True))).astype(np.float32)
+    logs = np.log(np.asarray(weights, dtype=np.float64))
+    inside = np.logaddexp.reduce([w + log_sigmoid(m.astype(np.float64)) for w, m in zip(logs, maps, strict=True)])
+    outside = np.logaddexp.reduce([w + log_sigmoid(-m.astype(np.float64)) for w, m in zip(logs, maps, strict=True)])
+    return np.asarray(inside - outside).astype(np.float32)
+
+
+class CacheEnsemble:
+    """Caches with weights (made to sum to 1), with the reading interface of :class:`CacheReader`.
+
+    Maps of another size than the largest are resampled to it bilinearly, as logits. The in/out logit is the mean over the members
+    that have one. Codecs may differ. Raises :class:`CacheError` if the members are not of one data set and view policy.
+    """
+
+    def __init__(self, members: Sequence[tuple[CacheReader, float]], space: Space = "logit") -> None:
+        if not members or any(not weight > 0.0 for _, weight in members):
+            raise CacheError(f"an ensemble needs caches with weights above 0, not {[weight for _, weight in members]}")
+        if space not in ("logit", "probability"):
+            raise CacheError(f"caches average in 'logit' or 'probability', not {space!r}")
+        total = sum(weight for _, weight in members)
+        self.readers = [reader for reader, _ in members]
+        self.weights = [weight / total for _, weight in members]
+        self.space: Space = space
+        first = self.readers[0]
+        for other in self.readers[1:]:
+            if canonical(first.source_identity) != canonical(other.source_identity):
+                raise CacheError(
+                    f"caches {first.path} and {other.path} cannot be averaged: "
+                    f"{differences(first.source_identity, other.source_identity, ('first', 'second'))}; "
+                    "build both of one data set, split, number of views and seed"
+                )
+
+    @property
+    def views(self) -> int:
+        return min(reader.views for reader in self.readers)
+
+    @property
+    def scenes(self) -> int:
+        return min(reader.scenes for reader in self.readers)
+
+    @property
+    def has_inout(self) -> bool:
+        """Whether any member has in/out logits."""
+        return any(reader.has_inout for reader in self.readers)
+
+    @property
+    def heatmap_size(self) -> tuple[int, int]:
+        """(height, width) of the largest member's maps."""
+        return max((reader.heatmap_size for reader in self.readers), key=lambda size: (size[0] * size[1], size))
+
+    @property
+    def source_identity(self) -> Mapping[str, Any]:
+        return self.readers[0].source_identity
+
+    @property
+    def resampled(self) -> list[tuple[Path, tuple[int, int]]]:
+        """(cache, its own size) of the members whose maps are resampled; a run states them."""
+        return [
+            (reader.path, reader.heatmap_size) for reader in self.readers if reader.heatmap_size != self.heatmap_size
+        ]
+
+    def describe(self) -> dict[str, Any]:
+        """What a run records: the space, and each member with its weight."""
+        members = [
+            {**reader.describe(), "weight": weight} for reader, weight in zip(self.readers, self.weights, strict=True)
+        ]
+        return {"space": self.space, "members": members}
+
+    def position(self, key: str) -> int | None:
+        """A scene's place in the first member's order; None if any member lacks it."""
+        places = [reader.position(key) for reader in self.readers]
+        return None if None in places else places[0]
+
+    def covers(self, keys: Iterable[str], views: int | None = None) -> Coverage:
+        """Scenes that some member misses, and those that some member skipped, in the order given."""
+        keys = list(keys)
+        covers = [reader.covers(keys, views) for reader in self.readers]
+        missing = {key for cover in covers for key in cover.missing}
+        skipped = {key for cover in covers for key in cover.skipped} - missing
+        return Coverage([key for key in keys if key in missing], [key for key in keys if key in skipped])
+
+    def check(
+        self,
+        teacher_fingerprint: Mapping[str, Any] | None = None,
+        source_identity: Mapping[str, Any] | None = None,
+        *,
+        mend: str = "distill cache build",
+    ) -> None:
+        """As :meth:`CacheReader.check` for every member."""
+        for reader in self.readers:
+            reader.check(teacher_fingerprint, source_identity, mend=mend)
+
+    def check_annotations(self, source: ViewSource) -> None:
+        """As :meth:`CacheReader.check_annotations` for every member."""
+        for reader in self.readers:
+            reader.check_annotations(source)
+
+    def read(self, key: str, view: int) -> CachedView:
+        """The weighted mean of the members' rows; :class:`CacheError` if they hold other boxes or another geometry."""
+        parts = [reader.read(key, view) for reader in self.readers]
+        first = parts[0]
+        for reader, part in zip(self.readers[1:], parts[1:], strict=True):
+            if not (np.array_equal(first.geometry, part.geometry) and np.array_equal(first.boxes, part.boxes)):
+                raise CacheError(
+                    f"view {view} of scene {key!r} is not the same in caches {self.readers[0].path} and {reader.path}: their "
+                    "annotations differ; build one of them again"
+                )
+        heatmap = average([_resampled(part.heatmap, self.heatmap_size) for part in parts], self.weights, self.space)
+        voices = [
+            (part.inout, weight) for part, weight in zip(parts, self.weights, strict=True) if part.inout is not None
+        ]
+        inout = None
+        if voices:
+            total = sum(weight for _, weight in voices)
+            inout = average([logits for logits, _ in voices], [weight / total for _, weight in voices], self.space)
+        return CachedView(heatmap, inout, first.boxes, first.geometry)
+
+
+def _resampled(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Maps ``[N,h,w]`` resampled bilinearly (cell centres, edges held) to ``size``."""
+    if maps.shape[1:] == size or not len(maps):
+        return maps if maps.shape[1:] == size else np.zeros((0, *size), np.float32)
+    import torch.nn.functional as F
+    from torch import from_numpy
+
+    return F.interpolate(from_numpy(maps)[None], size=size, mode="bilinear", align_corners=False)[0].numpy()
+
+
+def open_caches(specs: Sequence[str], space: Space = "logit") -> CacheReader | CacheEnsemble:
+    """Open ``PATH`` or ``PATH:WEIGHT`` specs, as ``--cache`` takes them: one is a reader, several are an ensemble."""
+    members = []
+    for spec in specs:
+        path, colon, weight = spec.rpartition(":")
+        if colon and not Path(spec).exists():
+            try:
+                members.append((CacheReader(path), float(weight)))
+            except ValueError as error:
+                if isinstance(error, CacheError):
+                    raise
+                raise CacheError(
+                    f"--cache {spec}: weight {weight!r} is no number; write PATH:WEIGHT, such as caches/a:0.6"
+                ) from None
+        else:
+            members.append((CacheReader(spec), 1.0))
+    if not members:
+        raise CacheError("no cache was given; build one with `distill cache build` and pass it with --cache")
+    return members[0][0] if len(members) == 1 else CacheEnsemble(members, space)

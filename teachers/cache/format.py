@@ -1,0 +1,323 @@
+"""The cache's format, version 1: the specification, and the manifest that it begins with.
+
+A cache is a directory::
+
+    cache.json                       the manifest: what was run on what, and which shard holds which scenes and views
+    shards/00000.safetensors         immutable shards, numbered from 0, five digits or more
+    .lock, shards/.00000.XXXX.tmp    a writer's own; readers ignore every name that begins with a dot
+
+**Manifest.** ``cache.json`` is UTF-8 JSON with these members:
+
+- ``format`` is ``"gaze-teacher-cache"``, ``version`` is 1. A reader refuses any other pair.
+- ``teacher``: the teacher's fingerprint. ``source``: the identity of the data (reader, split, view policy with seed).
+  Both are JSON objects, opaque to the cache: compared as a whole, never interpreted.
+- ``codec`` (``"fp16"`` or ``"q8"``), ``heatmap_size`` ``[h, w]``, ``has_inout``.
+- ``segments``: a list. Each has ``first_shard``, ``scene_start``, ``scene_stop``, ``view_start``, ``view_stop``,
+  ``scenes_per_shard``, and ``keys``: for the scenes that it adds to the cache (those beyond every earlier segment), in
+  order, the 8-byte BLAKE2b digest of each scene's key (UTF-8), concatenated, in base64. A segment adds scenes and then
+  starts at view 0, or adds views to scenes that are there and then has no keys.
+- ``command``: how the cache was last asked for; for messages only.
+- ``digest``: BLAKE2b-16 (hex) of the canonical JSON (sorted keys, no spaces, ASCII) of all other members.
+
+*Identity* is the members ``format, version, teacher, source, codec, heatmap_size, has_inout``; its digest is BLAKE2b-16
+(hex) of their canonical JSON.
+
+**Which shard.** Segment ``g`` has ``ceil((scene_stop - scene_start) / scenes_per_shard)`` shards from ``first_shard`` on. Its shard
+number ``first_shard + i`` holds the scenes from ``scene_start + i * scenes_per_shard``, ``scenes_per_shard`` of them or up to ``scene_stop``,
+and the views ``view_start <= v < view_stop``. Segments never overlap, and together they cover scenes × views without a
+gap. A cache grows by more segments; those that are there never change.
+
+**Shard.** A safetensors file (8-byte little-endian header length, JSON header, tensors without gaps, little-endian), and
+one that is canonical: header keys sorted, no spaces, ASCII, padded with spaces to a multiple of 8; tensors ordered by item
+size, largest first, then by name. So equal content is equal bytes. With S scenes, V views and R rows (heads):
+
+=============  =========  ==============  ====================================================================================
+``geometry``   F64        ``[S,V,5]``     the view: left, top, right, bottom in [0,1] of the picture, then 1 if mirrored, else 0
+``offsets``    I64        ``[S*V+1]``     rows of (scene s, view v) are ``offsets[s*V+v] : offsets[s*V+v+1]``, heads in order
+``boxes``      F32        ``[R,4]``       head boxes as the teacher saw them: xyxy in [0,1] of the view
+``inout``      F32        ``[R]``         in/out logits; absent if not ``has_inout``
+``scale``      F32        ``[R]``         codec q8 only
+``offset``     F32        ``[R]``         codec q8 only
+``heatmaps``   F16 or U8  ``[R,h,w]``     logits; F16 for fp16; for q8 ``logit = offset + scale * value``
+``digests``    U8         ``[S,3,16]``    BLAKE2b-16 of the picture's file, of the boxes, of the gaze points with in/out labels
+``skipped``    U8         ``[S]``         1: the scene could not be read; it has no rows, and no picture digest
+=============  =========  ==============  ====================================================================================
+
+``__metadata__`` (all strings): ``format`` ``"gaze-teacher-cache/1"``; ``identity``, the manifest's identity digest; ``shard``; ``scenes``
+and ``views`` as ``"start:stop"``; ``keys``, BLAKE2b-16 of the concatenated key digests of its scenes; ``reasons``, a JSON list of
+``[scene, key, reason]`` for the skipped ones; ``index`` and ``payload``, the two digests. A *tensor digest* takes, for each tensor in the
+order of names: name, dtype and shape as canonical JSON ``[name, dtype, shape]``, then its bytes. ``payload`` is the tensor digest of
+all tensors; ``index`` that of all but ``heatmaps``, after the canonical JSON of the metadata without ``index`` and ``payload``.
+Together they cover every byte of the file that a canonical header leaves free.
+
+**Prohibitions.** A writer must not change or remove a visible shard, must not write one under its final name but rename a
+flushed file to it, must not let a batch cross a shard, and must write the manifest that speaks of a shard before the
+shard. A reader must not read a shard whose identity, number, ranges or keys differ from what the manifest says; must check
+``payload`` before it trusts a heatmap (``index`` is enough for the small tensors); must not take a map for that of another view (the
+mirror image of a map is not the map of the mirror image); and must not read a row of a skipped scene.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from teachers.cache.codecs import CODECS
+from teachers.errors import CacheError
+
+FORMAT, VERSION = "gaze-teacher-cache", 1
+MANIFEST, SHARDS = "cache.json", "shards"
+KEY_BYTES, DIGEST_BYTES = 8, 16
+
+
+def canonical(value: Any) -> bytes:
+    """The canonical JSON of a value: sorted keys, no spaces, ASCII."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def digest_of(data: bytes) -> str:
+    """BLAKE2b-16 in hex."""
+    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).hexdigest()
+
+
+def plain(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping as JSON would give it back (tuples become lists), so that two of them compare."""
+    result: dict[str, Any] = json.loads(canonical(value))
+    return result
+
+
+def key_digest(key: str) -> bytes:
+    """The 8 bytes by which the cache knows a scene's key."""
+    return hashlib.blake2b(key.encode(), digest_size=KEY_BYTES).digest()
+
+
+def key_digests(keys: Sequence[str]) -> np.ndarray:
+    """Digests ``[K]`` uint64 (big-endian value of the 8 bytes) of ``keys``; two equal ones are a :class:`CacheError`."""
+    digests = np.frombuffer(b"".join(map(key_digest, keys)), dtype=">u8").astype(np.uint64)
+    order = np.argsort(digests, kind="stable")
+    same = np.flatnonzero(np.diff(digests[order]) == 0)
+    if len(same):
+        first, second = keys[order[same[0]]], keys[order[same[0] + 1]]
+        raise CacheError(f"scene keys {first!r} and {second!r} are not distinct; rename the picture of one of them")
+    return digests
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Scenes × views that were added to the cache in one request; ``keys`` holds 8 bytes for every scene that is new."""
+
+    first_shard: int
+    scene_start: int
+    scene_stop: int
+    view_start: int
+    view_stop: int
+    scenes_per_shard: int
+    keys: bytes = field(default=b"", repr=False)
+
+    @property
+    def shards(self) -> int:
+        return -(-(self.scene_stop - self.scene_start) // self.scenes_per_shard)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What one shard holds: scenes ``scene_start:scene_stop`` of the cache's order, views ``view_start:view_stop``."""
+
+    shard: int
+    scene_start: int
+    scene_stop: int
+    view_start: int
+    view_stop: int
+
+    @property
+    def scenes(self) -> int:
+        return self.scene_stop - self.scene_start
+
+    @property
+    def views(self) -> int:
+        return self.view_stop - self.view_start
+
+
+def shard_name(shard: int) -> str:
+    return f"{shard:05d}.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """``cache.json``: identity, segments, and the arithmetic between scenes, views and shards."""
+
+    teacher: Mapping[str, Any]
+    source: Mapping[str, Any]
+    codec: str
+    heatmap_size: tuple[int, int]
+    has_inout: bool
+    segments: tuple[Segment, ...] = ()
+    command: str = ""
+
+    @property
+    def scenes(self) -> int:
+        return max((segment.scene_stop for segment in self.segments), default=0)
+
+    @property
+    def views(self) -> int:
+        return max((segment.view_stop for segment in self.segments), default=0)
+
+    @property
+    def shards(self) -> int:
+        return sum(segment.shards for segment in self.segments)
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for two caches to hold the same rows for the same scene and view."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "teacher": plain(self.teacher),
+            "source": plain(self.source),
+            "codec": self.codec,
+            "heatmap_size": list(self.heatmap_size),
+            "has_inout": self.has_inout,
+        }
+
+    def identity_digest(self) -> str:
+        return digest_of(canonical(self.identity()))
+
+    def key_bytes(self) -> bytes:
+        """The key digests of all scenes in order, 8 bytes each."""
+        return b"".join(segment.keys for segment in self.segments)
+
+    def spans(self) -> Iterator[Span]:
+        """Every shard's span, by shard number."""
+        for segment in self.segments:
+            for shard in range(segment.first_shard, segment.first_shard + segment.shards):
+                yield self._span(segment, shard)
+
+    def span(self, shard: int) -> Span:
+        for segment in self.segments:
+            if segment.first_shard <= shard < segment.first_shard + segment.shards:
+                return self._span(segment, shard)
+        raise IndexError(f"shard {shard} of {self.shards}")
+
+    @staticmethod
+    def _span(segment: Segment, shard: int) -> Span:
+        start = segment.scene_start + (shard - segment.first_shard) * segment.scenes_per_shard
+        stop = min(start + segment.scenes_per_shard, segment.scene_stop)
+        return Span(shard, start, stop, segment.view_start, segment.view_stop)
+
+    def locate(self, scene: int, view: int) -> tuple[int, int, int]:
+        """(shard, scene within it, view within it) of a scene's position and a view's number."""
+        for segment in self.segments:
+            if segment.scene_start <= scene < segment.scene_stop and segment.view_start <= view < segment.view_stop:
+                part, index = divmod(scene - segment.scene_start, segment.scenes_per_shard)
+                return segment.first_shard + part, index, view - segment.view_start
+        raise IndexError(f"scene {scene}, view {view} in a cache of {self.scenes} scenes and {self.views} views")
+
+    def grown(self, keys: Sequence[str], views: int, scenes_per_shard: int) -> Manifest:
+        """The manifest that also holds ``keys`` at ``views`` views; the same object if it does already.
+
+        The cache stays a full table: new scenes get all the views that the others have, new views are added for all.
+        """
+        if views < 1 or scenes_per_shard < 1:
+            raise CacheError(f"views ({views}) and scenes per shard ({scenes_per_shard}) must be at least 1")
+        wanted = key_digests(keys)
+        known = np.frombuffer(self.key_bytes(), dtype=">u8").astype(np.uint64)
+        new = wanted[~np.isin(wanted, known)]
+        scenes, before, after = self.scenes, self.views, max(self.views, views)
+        segments = list(self.segments)
+        if scenes and after > before:
+            segments.append(Segment(self.shards, 0, scenes, before, after, scenes_per_shard))
+        if len(new):
+            first = sum(segment.shards for segment in segments)
+            data = new.astype(">u8").tobytes()
+            segments.append(Segment(first, scenes, scenes + len(new), 0, after, scenes_per_shard, data))
+        return self if len(segments) == len(self.segments) else replace(self, segments=tuple(segments))
+
+    def to_json(self) -> bytes:
+        body: dict[str, Any] = {**self.identity(), "command": self.command, "segments": []}
+        for segment in self.segments:
+            row = {name: getattr(segment, name) for name in Segment.__slots__ if name != "keys"}
+            body["segments"].append({**row, "keys": base64.b64encode(segment.keys).decode("ascii")})
+        body["digest"] = digest_of(canonical(body))
+        return json.dumps(body, indent=1, sort_keys=True).encode("ascii") + b"\n"
+
+    @classmethod
+    def from_json(cls, data: bytes, path: Path) -> Manifest:
+        """Parse and check; :class:`CacheError` names ``path`` and what is wrong."""
+        try:
+            body = json.loads(data)
+            if body["format"] != FORMAT or body["version"] != VERSION:
+                raise CacheError(
+                    f"{path} has format {body['format']!r} version {body['version']!r}, this program reads {FORMAT!r} version "
+                    f"{VERSION}; build the cache again with `distill cache build`"
+                )
+            stated = body.pop("digest")
+            if stated != digest_of(canonical(body)):
+                raise CacheError(
+                    f"{path} is damaged: its digest is {digest_of(canonical(body))}, it states {stated}; "
+                    "restore it from a copy, or delete the cache and build it again with `distill cache build`"
+                )
+            segments = tuple(
+                Segment(**{**row, "keys": base64.b64decode(row["keys"], validate=True)}) for row in body["segments"]
+            )
+            height, width = body["heatmap_size"]
+            manifest = cls(
+                body["teacher"],
+                body["source"],
+                body["codec"],
+                (height, width),
+                body["has_inout"],
+                segments,
+                body["command"],
+            )
+            if manifest.codec not in CODECS or len(manifest.key_bytes()) != KEY_BYTES * manifest.scenes:
+                raise KeyError("codec or keys")
+            return manifest
+        except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError, binascii.Error) as error:
+            raise CacheError(
+                f"{path} is not a cache's manifest ({error}); give the directory that `distill cache build --out` wrote"
+            ) from None
+
+    @classmethod
+    def load(cls, cache: Path) -> Manifest:
+        """Read ``cache/cache.json``; :class:`CacheError` if there is none or it is damaged."""
+        path = cache / MANIFEST
+        try:
+            data = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            raise CacheError(
+                f"{cache} is no cache: it has no {MANIFEST}; build one with `distill cache build --out {cache}`"
+            ) from None
+        return cls.from_json(data, path)
+
+
+def differences(left: Mapping[str, Any], right: Mapping[str, Any], names: tuple[str, str], limit: int = 3) -> str:
+    """Where two identities differ, leaf by leaf, in words: ``weights: cache abc, run def``."""
+
+    def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+        if isinstance(value, Mapping) and value:
+            return {
+                path: leaf
+                for name in value
+                for path, leaf in leaves(value[name], f"{prefix}.{name}" if prefix else str(name)).items()
+            }
+        return {prefix: value}
+
+    def short(value: Any) -> str:
+        text = value if isinstance(value, str) else json.dumps(value)
+        return text if len(text) <= 40 else text[:37] + "..."
+
+    a, b = leaves(plain(left)), leaves(plain(right))
+    absent = "(none)"
+    found = [name for name in sorted({*a, *b}) if a.get(name, absent) != b.get(name, absent)]
+    parts = [
+        f"{name}: {names[0]} {short(a.get(name, absent))}, {names[1]} {short(b.get(name, absent))}"
+        for name in found[:limit]
+    ]
+    return "; ".join(parts) + (f"; and {len(found) - limit} more" if len(found) > limit else "")

@@ -1,0 +1,145 @@
+"""Verifying a cache: some of its rows against the live teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from teachers.cache.reader import CacheReader
+from teachers.contract import Teacher, ViewSource
+from teachers.errors import CacheError
+
+# What a live pass may differ by, relative to the map's largest |logit|, because its batch or number of threads is
+# another than the build's: float32 sums in another order; half precisions round every layer's sums.
+NOISE: Mapping[str, float] = {"fp32": 2.0**-14, "fp16": 2.0**-8, "bf16": 2.0**-5}
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """Cached rows against live ones.
+
+    ``max_error`` and ``mean_error`` are of |Δlogit| over all cells; ``kl_max`` and ``kl_mean`` of KL(live ‖ cached) at T=1 in nats, the
+    map as one distribution over cells; ``shift_max`` is the largest move of the argmax in cells; ``inout_error`` the largest
+    |Δlogit| of in/out (None without); ``bound`` what the row with the largest error may differ by, and ``excess`` the largest ratio of a
+    row's error to its bound.
+    """
+
+    rows: int
+    views: int
+    seed: int
+    max_error: float
+    mean_error: float
+    kl_max: float
+    kl_mean: float
+    shift_max: float
+    inout_error: float | None
+    bound: float
+    excess: float
+
+    @property
+    def ok(self) -> bool:
+        # A comparison that a NaN fails.
+        return self.excess <= 1.0
+
+
+def _log_softmax(maps: np.ndarray) -> np.ndarray:
+    flat = maps.reshape(len(maps), -1).astype(np.float64)
+    flat = flat - flat.max(axis=1, keepdims=True)
+    return flat - np.log(np.exp(flat).sum(axis=1, keepdims=True))
+
+
+def kl_divergence(live: np.ndarray, cached: np.ndarray) -> np.ndarray:
+    """KL(live ‖ cached) ``[N]`` in nats of maps ``[N,h,w]``, each as a softmax over its cells."""
+    p, q = _log_softmax(live), _log_softmax(cached)
+    return (np.exp(p) * (p - q)).sum(axis=1)
+
+
+def argmax_shift(live: np.ndarray, cached: np.ndarray) -> np.ndarray:
+    """Distance ``[N]`` in cells between the argmaxes of maps ``[N,h,w]``."""
+    width = live.shape[2]
+    a, b = (maps.reshape(len(maps), -1).argmax(axis=1) for maps in (live, cached))
+    return np.hypot(a // width - b // width, a % width - b % width)
+
+
+def verify_rows(reader: CacheReader, teacher: Teacher, source: ViewSource, rows: int, seed: int = 0) -> VerifyReport:
+    """Run the live teacher on random views until ``rows`` rows (or all) are compared; every view is run on its own.
+
+    Raises :class:`CacheError` if teacher or source are not the cache's, and if a picture, its boxes or the view's geometry are not
+    those that were cached, naming the scene.
+    """
+    # The runner imports torch; opening a cache does not need it.
+    from teachers.runner import answer
+
+    reader.check(teacher.fingerprint, source.identity, mend=source.mend)
+    reader.check_annotations(source)
+    # A precision that is not known here is held to the strictest bound.
+    noise = NOISE.get(str(teacher.fingerprint.get("precision")), NOISE["fp32"])
+    order = np.random.default_rng(seed).permutation(len(source.keys) * reader.views)
+    errors, means, divergences, shifts, bounds, ratios, inouts = [], [], [], [], [], [], []
+    compared = seen = 0
+    for pick in order:
+        if compared >= rows:
+            break
+        number, view = divmod(int(pick), reader.views)
+        key = source.keys[number]
+        if not reader.holds(key, view):
+            continue
+        cached = reader.read(key, view)
+        loaded = source.load(number, [view], teacher.input_size)
+        position = reader.position(key)
+        assert position is not None
+        stored = reader.digests(position, view).picture
+        if stored != loaded.picture_digest:
+            raise CacheError(
+                f"the picture of scene {key!r} has changed: cache {reader.path} was built from {stored.hex()}, it is now "
+                f"{loaded.picture_digest.hex()}; put the old picture back, or build another cache with `{source.mend}`"
+            )
+        same = np.array_equal(loaded.geometry[0], cached.geometry) and np.array_equal(
+            loaded.boxes[0].astype(np.float32), cached.boxes
+        )
+        if not same:
+            raise CacheError(
+                f"view {view} of scene {key!r} is drawn as {loaded.geometry[0].tolist()}, cache {reader.path} holds "
+                f"{cached.geometry.tolist()}; build another cache with `{source.mend}`"
+            )
+        seen += 1
+        if not len(cached.boxes):
+            continue
+        live, inout = answer(
+            teacher, loaded.images, loaded.boxes[0].astype(np.float32), np.zeros(len(cached.boxes), np.int64)
+        )
+        delta = np.abs(live.astype(np.float64) - cached.heatmap).reshape(len(live), -1)
+        peak = np.abs(live).reshape(len(live), -1).max(axis=1)
+        bound = reader.error_bound(key, view, live) + noise * peak
+        errors.append(delta.max(axis=1))
+        means.append(delta.mean(axis=1))
+        bounds.append(bound)
+        ratios.append(delta.max(axis=1) / bound)
+        divergences.append(kl_divergence(live, cached.heatmap))
+        shifts.append(argmax_shift(live, cached.heatmap))
+        if inout is not None and cached.inout is not None:
+            gap = np.abs(inout.astype(np.float64) - cached.inout)
+            inouts.append(gap)
+            ratios.append(gap / (noise * np.maximum(np.abs(inout), 1.0)))
+        compared += len(live)
+    if not compared:
+        raise CacheError(
+            f"cache {reader.path} has no rows to verify for this data set; check --data, --split and `distill cache info`"
+        )
+    error, allowed = np.concatenate(errors), np.concatenate(bounds)
+    worst = int(np.argmax(error))
+    return VerifyReport(
+        compared,
+        seen,
+        seed,
+        float(error.max()),
+        float(np.concatenate(means).mean()),
+        float(np.concatenate(divergences).max()),
+        float(np.concatenate(divergences).mean()),
+        float(np.concatenate(shifts).max()),
+        float(np.concatenate(inouts).max()) if inouts else None,
+        float(allowed[worst]),
+        float(np.concatenate(ratios).max()),
+    )

@@ -1,0 +1,156 @@
+"""Writing a cache so that what is visible is whole: temporary name, flush, fsync, rename."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from teachers.cache.container import shard_chunks
+from teachers.cache.format import MANIFEST, SHARDS, Manifest, Span, canonical, differences, digest_of, shard_name
+from teachers.errors import CacheError
+
+try:
+    import fcntl
+except ImportError:  # Windows: two first writers of one cache then need --part jobs started one after the other.
+    fcntl = None  # type: ignore[assignment]
+
+
+def _flush_directory(path: Path) -> None:
+    if os.name == "posix":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_whole(path: Path, chunks: Iterable[bytes | memoryview]) -> int:
+    """Write ``path`` so that it appears whole or not at all; returns its size in bytes.
+
+    On failure the temporary file is removed and an OSError names ``path``.
+    """
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp")
+    size = 0
+    try:
+        with temporary.open("xb") as file:
+            if fcntl is not None:
+                # Held while this process lives: tells a file in flight from one that a kill left behind.
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for chunk in chunks:
+                size += file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(temporary, path)
+        _flush_directory(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise OSError(
+                error.errno,
+                f"{error.strerror or error}: writing failed, what was there before is whole; make room or choose another "
+                "place, and run the same command again",
+                str(path),
+            ) from error
+        raise
+    return size
+
+
+def remove_abandoned(directory: Path) -> int:
+    """Remove temporary files that no living process is writing; returns how many."""
+    count = 0
+    for path in directory.glob(".*.tmp") if fcntl is not None else ():
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+            count += 1
+    return count
+
+
+@contextlib.contextmanager
+def _locked(cache: Path) -> Iterator[None]:
+    """One process at a time changes the manifest; the lock goes with the process that holds it."""
+    with (cache / ".lock").open("a") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _request(
+    cache: Path, wanted: Manifest, keys: Iterable[str], views: int, scenes_per_shard: int
+) -> tuple[Manifest, bool]:
+    """(the manifest that serves the request, whether it is what ``cache`` holds already)."""
+    keys = tuple(keys)
+    if not keys:
+        raise CacheError("the data set has no scenes; check --data and --split")
+    if not (cache / MANIFEST).exists():
+        if cache.is_dir() and any(not path.name.startswith(".") for path in cache.iterdir()):
+            raise CacheError(f"{cache} is not empty and no cache (it has no {MANIFEST}); give another --out")
+        return wanted.grown(keys, views, scenes_per_shard), False
+    there = Manifest.load(cache)
+    if there.identity() != wanted.identity():
+        raise CacheError(
+            f"cache {cache} holds something else: {differences(there.identity(), wanted.identity(), ('cache', 'asked for'))}; "
+            "give another --out, or ask for what the cache holds"
+        )
+    grown = there.grown(keys, views, scenes_per_shard)
+    return (there, True) if grown is there else (replace(grown, command=wanted.command), False)
+
+
+def plan_manifest(cache: Path, wanted: Manifest, keys: Iterable[str], views: int, scenes_per_shard: int) -> Manifest:
+    """The manifest that :func:`settle_manifest` would leave; nothing is written."""
+    return _request(cache, wanted, keys, views, scenes_per_shard)[0]
+
+
+def settle_manifest(cache: Path, wanted: Manifest, keys: Iterable[str], views: int, scenes_per_shard: int) -> Manifest:
+    """Create or grow ``cache``'s manifest so that it covers ``keys`` × ``views``; an identical request changes nothing.
+
+    ``wanted`` carries the identity and no segments. Raises :class:`CacheError` if ``cache`` holds anything else.
+    """
+    keys = tuple(keys)
+    manifest, current = _request(cache, wanted, keys, views, scenes_per_shard)
+    if not current:
+        cache.mkdir(parents=True, exist_ok=True)
+        with _locked(cache):
+            remove_abandoned(cache)
+            manifest, current = _request(cache, wanted, keys, views, scenes_per_shard)
+            if not current:
+                write_whole(cache / MANIFEST, [manifest.to_json()])
+    return manifest
+
+
+def shard_path(cache: Path, shard: int) -> Path:
+    return cache / SHARDS / shard_name(shard)
+
+
+def shard_metadata(manifest: Manifest, span: Span, key_bytes: bytes, reasons: bytes = b"[]") -> Mapping[str, str]:
+    """The metadata of a shard without its digests. ``key_bytes`` are the key digests of the shard's scenes."""
+    return {
+        "format": "gaze-teacher-cache/1",
+        "identity": manifest.identity_digest(),
+        "shard": str(span.shard),
+        "scenes": f"{span.scene_start}:{span.scene_stop}",
+        "views": f"{span.view_start}:{span.view_stop}",
+        "keys": digest_of(key_bytes),
+        "reasons": reasons.decode("ascii"),
+    }
+
+
+def skipped_reasons(entries: Sequence[tuple[int, str, str]]) -> bytes:
+    """The ``reasons`` member of a shard's metadata, of (scene position, key, reason)."""
+    return canonical([list(entry) for entry in entries])
+
+
+def write_shard(cache: Path, span: Span, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> int:
+    """Write one shard whole; returns its size in bytes. One that is there already is left alone (size 0)."""
+    path = shard_path(cache, span.shard)
+    if path.exists():
+        return 0
+    path.parent.mkdir(exist_ok=True)
+    return write_whole(path, shard_chunks(tensors, metadata))

@@ -1,0 +1,153 @@
+"""Weights on disk: safetensors plus a JSON description, strictly loaded, with a digest that caches and runs record.
+
+A stored model is a directory with ``model.safetensors`` and ``model.json``: ``{"format": 1, "name", "config",
+"weights_digest", "facts"}``. The digest covers names, shapes and values of all tensors as stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from teachers.errors import WeightsError
+from teachers.model import GazeModel, ModelConfig
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Digest (hex) of names, types, shapes and bytes, in sorted order of the names."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Load ``tensors`` into ``module``; a missing, unexpected or misshapen one is an error that lists the names."""
+    wanted = module.state_dict()
+    missing = sorted(set(wanted) - set(tensors))
+    extra = sorted(set(tensors) - set(wanted))
+    shapes = [
+        f"{name} {tuple(tensors[name].shape)} for {tuple(wanted[name].shape)}"
+        for name in sorted(set(wanted) & set(tensors))
+        if tensors[name].shape != wanted[name].shape
+    ]
+    if missing or extra or shapes:
+        parts = [
+            f"{len(names)} {word}: {', '.join(names[:6])}{', …' if len(names) > 6 else ''}"
+            for word, names in (("missing", missing), ("unexpected", extra), ("misshapen", shapes))
+            if names
+        ]
+        raise WeightsError(f"{where} does not fit this architecture ({'; '.join(parts)}); choose the one it was made for")
+    module.load_state_dict(dict(tensors), strict=True)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: temporary name, flush, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_model(
+    directory: Path, model: GazeModel, name: str, facts: Mapping[str, Any], *, half: bool = False
+) -> str:
+    """Store ``model`` in ``directory`` and return its weights digest. ``half`` stores floating tensors in float16."""
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    if half:
+        tensors = {key: value.half() if value.is_floating_point() else value for key, value in tensors.items()}
+        overflow = [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+        if overflow:
+            raise WeightsError(f"{', '.join(overflow[:6])} cannot be stored in float16; store in float32")
+    digest = tensors_digest(tensors)
+    temporary = directory / f".{WEIGHTS}.{os.getpid()}.tmp"
+    try:
+        save_file(tensors, temporary)
+        os.replace(temporary, directory / WEIGHTS)
+    finally:
+        temporary.unlink(missing_ok=True)
+    description = {
+        "format": 1, "name": name, "config": model.config.to_json(), "weights_digest": digest, "facts": dict(facts)
+    }
+    write_atomically(directory / DESCRIPTION, (json.dumps(description, indent=1) + "\n").encode())
+    return digest
+
+
+def read_description(directory: Path) -> dict[str, Any]:
+    """The JSON beside stored weights, checked for its format."""
+    path = directory / DESCRIPTION
+    try:
+        description = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise WeightsError(f"{directory} holds no stored model ({DESCRIPTION} is missing); give a directory that has one") from None
+    except ValueError as error:
+        raise WeightsError(f"{path} cannot be read ({error}); convert or train the model again") from None
+    if not isinstance(description, dict) or description.get("format") != 1:
+        raise WeightsError(f"{path} is not of format 1; it was written by another version")
+    return description
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file; a damaged or missing file is an error that names it."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise WeightsError(f"{path} does not exist; convert, pull or train the model again") from None
+    except (SafetensorError, ValueError) as error:
+        raise WeightsError(f"{path} is damaged or cut short ({error}); convert, pull or train the model again") from None
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Tensors of a foreign checkpoint (``.safetensors`` or ``.pt``, the latter without unpickling code).
+
+    A dictionary wrapped in an entry ``model`` is unwrapped.
+    """
+    if path.suffix == ".safetensors":
+        return read_tensors(path)
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise WeightsError(f"{path} does not exist; give the checkpoint's path") from None
+    except Exception as error:  # torch raises a dozen kinds here (zip, pickle, EOF, key); all mean: not a plain checkpoint
+        reason = str(error).splitlines()[0][:120]
+        raise WeightsError(f"{path} is no plain checkpoint of tensors ({reason}); only tensors are ever loaded") from None
+    if isinstance(loaded, dict) and isinstance(loaded.get("model"), dict):
+        loaded = loaded["model"]
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise WeightsError(f"{path} holds something else than named tensors; give a checkpoint's state dictionary")
+    return loaded
+
+
+def load_model(directory: Path) -> tuple[GazeModel, dict[str, Any]]:
+    """The stored model in ``directory``, in float32 and eval mode, and its description; the digest is verified."""
+    description = read_description(directory)
+    tensors = read_tensors(directory / WEIGHTS)
+    found = tensors_digest(tensors)
+    if found != description.get("weights_digest"):
+        raise WeightsError(
+            f"{directory / WEIGHTS} has digest {found}, {DESCRIPTION} says {description.get('weights_digest')}: one of the "
+            "two was changed; convert, pull or train the model again"
+        )
+    model = GazeModel(ModelConfig.from_json(description["config"]))
+    load_strictly(model, {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, str(directory / WEIGHTS))
+    return model.eval(), description

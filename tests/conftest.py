@@ -1,0 +1,39 @@
+"""What every test relies on: no network, no cache but its own, and one thread, so that sums add up in one order."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+
+import pytest
+
+# Before anything imports torch or the hub's client, which read these once. Child processes inherit them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+_HOME = tempfile.mkdtemp(prefix="gaze-distill-tests-")
+os.environ["HF_HOME"] = str(Path(_HOME, "huggingface"))
+os.environ["TORCH_HOME"] = str(Path(_HOME, "torch"))
+os.environ["GAZE_DISTILL_HOME"] = str(Path(_HOME, "gaze-distill"))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove what the tests' own caches hold."""
+    shutil.rmtree(_HOME, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse every connection that leaves this machine, so that a test that needs one fails everywhere alike."""
+    connect = socket.socket.connect
+
+    def local_only(self: socket.socket, address: object) -> None:
+        if self.family != getattr(socket, "AF_UNIX", None) and isinstance(address, tuple):
+            host = str(address[0])
+            if host not in ("localhost", "::1") and not host.startswith("127."):
+                raise ConnectionRefusedError(f"tests use no network, and one asked for {host}")
+        connect(self, address)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket.socket, "connect", local_only)

@@ -1,0 +1,386 @@
+"""The gate's figures by hand, the exported file against the student, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from distill.cli import main
+from distill.configuration import RunConfig
+from distill.errors import ConfigurationError, DataError, MissingExtraError
+from distill.evaluation import evaluate
+from distill.exporting import batches, export_run, gate_scenes, student_directory
+from distill.readers import open_data
+from distill.views import IDENTITY
+from students import export
+from students.errors import ExportError
+from students.export import Exported, export_onnx
+from students.onnx_runtime import OnnxGaze, file_digest, read_export
+from students.parity import SceneBatch, Tolerance, compare
+from teachers.contract import GazeOutput
+from teachers.model import GazeModel, ModelConfig
+from teachers.weights import save_model
+from tests.fixtures import write_folder, write_gazefollow
+
+# Neither picture nor map is square: swapped axes show. A cut EfficientNet has the "same" padding and the getter of the real students.
+CONFIG = ModelConfig(
+    backbone="tf_efficientnet_lite0", input_size=(32, 48), levels=(1,), stride=4, dim=16, layers=1, attention_heads=2,
+    heatmap_size=(16, 20), drop_path=0.1,
+)
+
+
+def logit(probability: float) -> float:
+    return float(np.log(probability / (1 - probability)))
+
+
+@pytest.fixture(scope="module")
+def model() -> GazeModel:
+    torch.manual_seed(3)
+    return GazeModel(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, model: GazeModel) -> Path:
+    """A run's directory as training leaves it, on a GazeFollow of 30 training pictures."""
+    root = tmp_path_factory.mktemp("export")
+    data = write_gazefollow(root / "data", 30)
+    directory = root / "runs" / "tiny"
+    facts = {"run": "tiny", "lineage": {"data": "d" * 32}, "validation": {"auc": 0.75, "ap": None}}
+    save_model(directory / "student", model, "tiny_student", facts)
+    config = RunConfig(name="tiny", data=f"gazefollow:{data}", schedule={"epochs": 1})
+    (directory / "config.json").write_text(json.dumps({**config.to_json(), "facts": facts}))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path) -> Exported:
+    return export_run(run, scenes=64)
+
+
+@pytest.fixture
+def traced(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tracing takes seconds; here it gives the file that was traced from the model before."""
+    monkeypatch.setattr(export, "trace", lambda student, path: shutil.copyfile(exported.path, path))
+
+
+def heads(images: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(images * 100 + count)
+    corner = torch.rand(count, 2, generator=generator) * 0.5
+    boxes = torch.cat((corner, corner + 0.1 + torch.rand(count, 2, generator=generator) * 0.3), dim=1)
+    index = torch.randint(0, images, (count,), generator=generator)
+    return torch.rand(images, 3, 32, 48, generator=generator), boxes, index
+
+
+# --- the figures of the gate ---------------------------------------------------------------------------------------------
+
+
+def batch(*names: str, heads_each: int = 1) -> SceneBatch:
+    index = torch.arange(len(names)).repeat_interleave(heads_each)
+    return SceneBatch(torch.zeros(len(names), 3, 2, 2), torch.zeros(len(index), 4), index, names)
+
+
+def answering(heatmap: Tensor, inout: Tensor | None) -> object:
+    return lambda images, boxes, index: GazeOutput(heatmap, inout)
+
+
+def test_figures_by_hand() -> None:
+    wanted = torch.full((4, 8, 8), logit(0.1))
+    wanted[:, 1, 1] = logit(0.6)
+    got = wanted.clone()
+    got[2, 4, 5] = logit(0.7)  # scene b, head 0: 3 rows and 4 columns away; .7 for .1
+    got[1, 0, 0] = logit(0.15)  # scene a, head 1: .05 more, and the argmax stays
+    inout = torch.tensor([logit(0.9), logit(0.4), logit(0.51), logit(0.2)])
+    other = torch.tensor([logit(0.9), logit(0.45), logit(0.49), logit(0.2)])
+    parity = compare(answering(wanted, inout), answering(got, other), [batch("a", "b", heads_each=2)])
+    assert (parity.scenes, parity.heads, parity.finite) == (2, 4, True)
+    assert parity.heatmap_probability == pytest.approx(0.6, abs=1e-6)
+    assert parity.inout_probability == pytest.approx(0.05, abs=1e-6)
+    assert parity.argmax_equal == 0.75
+    assert parity.max_argmax_shift == 5.0
+    assert parity.mean_argmax_shift == 1.25
+    assert parity.inout_flips == 0.25
+    assert [scene.name for scene in parity.worst] == ["b", "a"]
+    assert parity.worst[0].describe() == "b (|Δp| 0.6, argmax 5.0 cells, in/out flipped)"
+    assert len(parity.failures(Tolerance())) == 4
+    assert parity.failures(Tolerance(0.61, 0.75, 0.25)) == []
+
+
+def test_tolerance_is_inclusive_and_no_wider() -> None:
+    wanted = torch.full((1, 2, 2), logit(0.5))
+    wanted[0, 0, 0] = 1.0
+    got = wanted.clone()
+    got[0, 1, 1] = logit(0.501)
+    parity = compare(answering(wanted, None), answering(got, None), [batch("a")])
+    assert parity.inout_flips is None
+    assert parity.inout_probability is None
+    assert parity.failures(Tolerance(parity.heatmap_probability)) == []
+    assert "heatmap" in parity.failures(Tolerance(parity.heatmap_probability * 0.999))[0]
+
+
+@pytest.mark.parametrize("where", ["heatmap", "inout"])
+def test_values_that_are_not_finite_never_pass(where: str) -> None:
+    wanted, inout = torch.zeros(2, 2, 2), torch.zeros(2)
+    got, other = wanted.clone(), inout.clone()
+    (got[1] if where == "heatmap" else other)[1] = torch.nan
+    parity = compare(answering(wanted, inout), answering(got, other), [batch("a", "b")])
+    assert parity.failures(Tolerance(1.0, 0.0, 1.0)) == ["an answer is not finite"]
+    assert parity.worst[0].name == "b"
+    with pytest.raises(ExportError, match=r"student itself .* scene b"):
+        compare(answering(got, other), answering(wanted, inout), [batch("a", "b")])
+
+
+def test_compare_refuses_nothing_and_answers_of_another_kind() -> None:
+    with pytest.raises(ExportError, match="no head"):
+        compare(answering(torch.zeros(0, 2, 2), None), answering(torch.zeros(0, 2, 2), None), [])
+    with pytest.raises(ExportError, match="in/out absent"):
+        compare(answering(torch.zeros(1, 2, 2), torch.zeros(1)), answering(torch.zeros(1, 2, 2), None), [batch("a")])
+
+
+# --- the exported file ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("images", "count"), [(1, 1), (1, 5), (3, 5), (3, 1), (2, 100)])
+def test_any_number_of_pictures_and_heads(exported: Exported, model: GazeModel, images: int, count: int) -> None:
+    scene = heads(images, count)
+    with torch.inference_mode():
+        wanted = model.eval()(*scene)
+    got = OnnxGaze(exported.path, threads=1)(*scene)
+    assert wanted.inout is not None
+    assert got.inout is not None
+    assert got.heatmap.shape == (count, 16, 20)
+    torch.testing.assert_close(got.heatmap, wanted.heatmap, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(got.inout, wanted.inout, atol=2e-5, rtol=1e-4)
+
+
+def test_no_head_is_no_row(exported: Exported) -> None:
+    output = OnnxGaze(exported.path, threads=1)(torch.zeros(1, 3, 32, 48), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    assert output.heatmap.shape == (0, 16, 20)
+    assert output.inout is not None
+    assert output.inout.shape == (0,)
+
+
+def test_caller_keeps_its_model_and_boxes(exported: Exported) -> None:
+    images, boxes, index = heads(1, 3)
+    before = boxes.clone()
+    OnnxGaze(exported.path, threads=1)(images, boxes, index)
+    assert torch.equal(boxes, before)
+
+
+def test_description(exported: Exported, run: Path) -> None:
+    assert exported.path == run / "exports" / "student.onnx"
+    written = json.loads((run / "exports" / "student.json").read_text())
+    assert written == json.loads(json.dumps(exported.description))
+    stored = json.loads((run / "student" / "model.json").read_text())
+    assert written["weights_digest"] == stored["weights_digest"]
+    assert written["digest"] == file_digest(exported.path)
+    assert written["bytes"] == exported.path.stat().st_size
+    assert (written["name"], written["file"], written["format"]) == ("tiny_student", "student.onnx", "onnx")
+    assert [(entry["name"], entry["shape"], entry["type"]) for entry in written["inputs"]] == [
+        ("images", ["images", 3, 32, 48], "float32"), ("boxes", ["heads", 4], "float32"), ("image_index", ["heads"], "int64"),
+    ]
+    assert [(entry["name"], entry["shape"]) for entry in written["outputs"]] == [
+        ("heatmap", ["heads", 16, 20]), ("inout", ["heads"]),
+    ]
+    assert written["metrics"] == {"auc": 0.75, "ap": None}
+    assert written["lineage"] == {"data": "d" * 32, "weights": stored["weights_digest"]}
+    assert written["run"] == "tiny"
+    assert written["gate"]["split"] == "val"
+    parity = written["parity"]
+    assert parity["heatmap_probability"] <= 1e-3
+    assert parity["argmax_equal"] >= 0.99
+    assert parity["inout_flips"] == 0
+    assert parity["scenes"] == len(open_data(written["gate"]["data"], "val").scenes)
+    assert [path.name for path in sorted((run / "exports").iterdir())] == ["student.json", "student.onnx"]
+
+
+def test_graph_says_what_the_description_says(exported: Exported) -> None:
+    import onnx
+
+    graph = onnx.load(exported.path)
+    onnx.checker.check_model(graph, full_check=True)
+
+    def shape(value: onnx.ValueInfoProto) -> list[str | int]:
+        return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+
+    description = exported.description
+    assert {entry.name: shape(entry) for entry in graph.graph.input} == {e["name"]: e["shape"] for e in description["inputs"]}
+    assert {entry.name: shape(entry) for entry in graph.graph.output} == {e["name"]: e["shape"] for e in description["outputs"]}
+
+
+def test_evaluation_takes_it_as_any_model(exported: Exported, model: GazeModel, run: Path) -> None:
+    scenes = gate_scenes(run, 4).scenes
+    onnx = OnnxGaze(exported.path, threads=1)
+    assert (onnx.input_size, onnx.heatmap_size, onnx.has_inout) == ((32, 48), (16, 20), True)
+    assert onnx.fingerprint["weights_digest"] == exported.description["weights_digest"]
+    wanted, got = evaluate(model.eval(), scenes).metrics, evaluate(onnx, scenes).metrics
+    assert got.avg_l2 == wanted.avg_l2
+    assert got.auc == pytest.approx(wanted.auc, abs=1e-4)
+
+
+def test_resizing_is_what_the_description_says() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (70, 45, 3), dtype=np.uint8)
+    ours = IDENTITY.picture(picture, (32, 48)).numpy()  # shrinks one axis, enlarges the other
+    for channel in range(3):
+        flat = Image.fromarray(picture[..., channel].astype(np.float32) / 255.0)
+        theirs = np.asarray(flat.resize((48, 32), Image.Resampling.BILINEAR))
+        np.testing.assert_allclose(ours[channel], theirs, atol=2e-6)
+
+
+class Patches(nn.Module):
+    """A backbone of one layer, quick to trace."""
+
+    channels, grid = 8, (4, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cut = nn.Conv2d(3, 8, 8, stride=8)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.cut(pixels)
+
+
+def test_without_inout_there_is_no_such_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("teachers.model.build_backbone", lambda *_: Patches())
+    model = GazeModel(replace(CONFIG, inout="none", heatmap_size=(8, 12))).train()
+    scene = heads(2, 3)
+    result = export_onnx(
+        model, tmp_path / "mute.onnx", [SceneBatch(*scene, ("a", "b"))], name="mute", weights_digest="0", facts={"note": 1}
+    )
+    assert model.training  # the caller's model is as it was
+    assert [entry["name"] for entry in result.description["outputs"]] == ["heatmap"]
+    assert result.description["parity"]["inout_flips"] is None
+    assert result.description["note"] == 1
+    onnx = OnnxGaze(result.path, threads=1)
+    assert not onnx.has_inout
+    output = onnx(*scene)
+    assert output.inout is None
+    with torch.inference_mode():
+        torch.testing.assert_close(output.heatmap, model.eval()(*scene).heatmap, atol=2e-5, rtol=1e-4)
+
+
+# --- what is withheld and refused ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("traced")
+def test_a_file_that_differs_is_withheld(tmp_path: Path, model: GazeModel, run: Path) -> None:
+    path = tmp_path / "student.onnx"
+    path.write_bytes(b"before")
+    other = GazeModel(CONFIG)
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        other.decoder.heatmap_head[1].weight.mul_(1.5)
+    scenes = gate_scenes(run, 2).scenes
+    with pytest.raises(ExportError, match=r"withheld.*heatmap \|Δp\| .* > 0\.001.*differ most: .*\.jpg"):
+        export_onnx(other, path, batches(scenes, (32, 48)), name="x", weights_digest="0")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["student.onnx"]
+    assert path.read_bytes() == b"before"
+
+
+@pytest.mark.usefixtures("traced")
+def test_a_file_that_agrees_takes_the_place_of_the_old_one(tmp_path: Path, exported: Exported, model: GazeModel, run: Path) -> None:
+    path = tmp_path / "student.onnx"
+    path.write_bytes(b"before")
+    export_onnx(model, path, batches(gate_scenes(run, 2).scenes, (32, 48)), name="x", weights_digest="0")
+    assert path.read_bytes() == exported.path.read_bytes()
+    assert read_export(path)["name"] == "x"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["student.json", "student.onnx"]
+
+
+def test_other_files_are_not_taken_for_exports(tmp_path: Path, model: GazeModel) -> None:
+    (tmp_path / "model.json").write_text('{"format": 1}')
+    with pytest.raises(ExportError, match="describes no exported file"):
+        export_onnx(model, tmp_path / "model.onnx", [], name="x", weights_digest="0")
+    with pytest.raises(ExportError, match=r"end in \.onnx"):
+        export_onnx(model, tmp_path / "model.pt", [], name="x", weights_digest="0")
+    with pytest.raises(ExportError, match="no scene"):
+        export_onnx(model, tmp_path / "student.onnx", [], name="x", weights_digest="0")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.json"]
+
+
+def test_damaged_and_lonely_files_are_named(tmp_path: Path, exported: Exported) -> None:
+    path = tmp_path / "student.onnx"
+    with pytest.raises(ExportError, match="does not exist"):
+        OnnxGaze(path)
+    data = bytearray(exported.path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ExportError, match=r"no student\.json beside it"):
+        OnnxGaze(path)
+    shutil.copyfile(exported.path.with_suffix(".json"), tmp_path / "student.json")
+    with pytest.raises(ExportError, match="digest"):
+        OnnxGaze(path)
+    (tmp_path / "student.json").write_text("{")
+    with pytest.raises(ExportError, match="cannot be read"):
+        OnnxGaze(path)
+    (tmp_path / "student.json").write_text("{}")
+    with pytest.raises(ExportError, match="does not describe"):
+        OnnxGaze(path)
+
+
+@pytest.mark.parametrize("module", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_missing_extra_is_named(run: Path, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtraError, match=rf"{module} .*pip install 'gaze-distill\[export\]'"):
+        export_run(run)
+
+
+# --- which scenes, and the command -------------------------------------------------------------------------------------------
+
+
+def test_gate_scenes_are_spread_over_the_validation_split(run: Path, tmp_path: Path) -> None:
+    whole = open_data(f"gazefollow:{run.parents[1] / 'data'}", "trainval").scenes
+    chosen = gate_scenes(run, 5, split="trainval").scenes
+    assert [scene.key for scene in chosen] == [whole[number].key for number in (0, 6, 12, 18, 24)]
+    val = gate_scenes(run, 64)
+    assert (val.split, len(val)) == ("val", len(open_data(val.root, "val").scenes))
+    folder = write_folder(tmp_path / "photos")
+    assert gate_scenes(run, 64, data=f"folder:{folder}").split == "all"
+
+
+def test_batches_cover_every_scene_once(run: Path) -> None:
+    scenes = gate_scenes(run, 14, split="trainval").scenes
+    seen: list[int] = []
+    made = list(batches(scenes, (32, 48), advance=seen.append))
+    assert [len(entry.names) for entry in made] == seen == [1, 3, 8, 1, 1]
+    assert [name for entry in made for name in entry.names] == [scene.key for scene in scenes]
+    assert sum(len(entry.boxes) for entry in made) == sum(len(scene.heads) for scene in scenes)
+    assert all(entry.images.shape[1:] == (3, 32, 48) for entry in made)
+
+
+def test_where_there_is_nothing_to_export(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="does not exist"):
+        export_run(tmp_path / "absent")
+    with pytest.raises(ConfigurationError, match="neither a run nor a stored model"):
+        export_run(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigurationError, match="no student yet"):
+        export_run(tmp_path)
+    assert student_directory(run) == student_directory(run / "student") == run / "student"
+    with pytest.raises(ConfigurationError, match="--data"):
+        export_run(run / "student")
+    with pytest.raises(DataError, match=r"scenes to check the export on: .*--data SPEC"):
+        export_run(run, data=f"gazefollow:{tmp_path / 'moved'}")
+
+
+@pytest.mark.usefixtures("traced")
+def test_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "gaze.onnx"
+    assert main(["export", str(run), "--format", "onnx", "--out", str(out), "--scenes", "3", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["path"] == str(out)
+    assert facts["parity"]["scenes"] == min(3, len(gate_scenes(run, 3)))
+    assert main(["export", str(run), "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "argmax equal" in shown
+    assert "MB" in shown
+    assert main(["export", str(tmp_path / "nothing")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
