@@ -31,17 +31,19 @@ clean:
 	find schedules teachers students distill tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo "make: '$(PYTHON)' is missing or older than Python 3.11 (`$(PYTHON) --version 2>&1`); name one that is not: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "make: '$(PYTHON)' is missing or older than Python 3.11; name one that is not: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	$(PYTHON) -m venv .venv || { \
 		echo "make: no virtual environment could be made; on Debian and Ubuntu: apt install python3-venv" >&2; rm -rf .venv; exit 2; }
 
 # pyproject.toml alone decides what is installed: the packages are installed in place, so code that changes needs nothing. It is
 # an order-only prerequisite that the environment exists, as installing touches it.
 $(DEMO_STAMP): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[export,report]'
+	@echo "make: installing into .venv; torch is some gigabytes, so the first time takes minutes"
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[export,report]'
 	@touch $@
 
 $(DEV_STAMP): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@echo "make: installing into .venv; torch is some gigabytes, so the first time takes minutes"
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
 	@touch $@ $(DEMO_STAMP)

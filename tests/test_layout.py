@@ -93,8 +93,10 @@ def test_a_file_holds_one_concept() -> None:
 
 def test_every_command_is_listed_and_registers_itself() -> None:
     found = {path.stem for path in (ROOT / "distill/commands").glob("*.py")} - {"__init__"}
-    assert found == set(COMMANDS)
-    for name in found:
+    # A command that outgrows one file keeps its name in front: cache_info.py serves cache.py.
+    parts = {name for name in found if name not in COMMANDS and name.partition("_")[0] in COMMANDS}
+    assert found - parts == set(COMMANDS)
+    for name in COMMANDS:
         assert callable(importlib.import_module(f"distill.commands.{name}").register), name
 
 

@@ -100,7 +100,8 @@ def register(subparsers: Any) -> None:
     build.set_defaults(run=run_build)
 
     verify = commands.add_parser(
-        "verify", help="compare cached rows with the live teacher", description=VERIFY, formatter_class=raw
+        "verify", help="compare cached rows with the live teacher", description=VERIFY, formatter_class=raw,
+        epilog="examples:\n  distill cache verify caches/gf --rows 256\n  distill cache verify caches/gf --shards-only",
     )
     verify.add_argument("cache", type=Path, metavar="CACHE", help="a directory that `distill cache build` wrote")
     verify.add_argument("--rows", type=_positive, default=64, metavar="K", help="rows to run live (default: 64)")
@@ -110,7 +111,10 @@ def register(subparsers: Any) -> None:
     verify.add_argument("--json", action="store_true", help="the result as JSON on standard output")
     verify.set_defaults(run=run_verify)
 
-    info = commands.add_parser("info", help="print what is in a cache", description=INFO)
+    info = commands.add_parser(
+        "info", help="print what is in a cache", description=INFO, epilog="examples:\n  distill cache info caches/gf --json",
+        formatter_class=raw,
+    )
     info.add_argument("cache", type=Path, metavar="CACHE", help="a directory that `distill cache build` wrote")
     info.add_argument("--json", action="store_true", help="the same facts as JSON on standard output")
     info.set_defaults(run=run_info)

@@ -95,6 +95,7 @@ def register(subparsers: Any) -> None:
     synth.add_argument("out", type=Path, metavar="OUT", help="the directory to write")
     synth.add_argument("--scenes", type=_positive, default=2000, metavar="N", help="pictures, test split included (default: 2000)")
     synth.add_argument("--seed", type=int, default=0, metavar="N", help="another seed gives other scenes (default: 0)")
+    synth.add_argument("--test-fraction", type=float, default=0.1, metavar="X", help="share offered to the test split (default: 0.1)")
     synth.add_argument("--width", type=_positive, default=480, metavar="PX", help="picture width (default: 480)")
     synth.add_argument("--height", type=_positive, default=360, metavar="PX", help="picture height (default: 360)")
     synth.add_argument("--processes", type=_positive, metavar="N", help="processes that draw (default: one a core)")
@@ -224,7 +225,7 @@ def run_synth(args: argparse.Namespace) -> int:
     from distill.console import print_json, print_result, progress, table
     from distill.synth import SynthConfig, write_dataset
 
-    config = SynthConfig(scenes=args.scenes, seed=args.seed, width=args.width, height=args.height)
+    config = SynthConfig(scenes=args.scenes, seed=args.seed, test_fraction=args.test_fraction, width=args.width, height=args.height)
     with progress("Drawing scenes", total=config.scenes, unit="scenes") as bar:
         summary = write_dataset(
             args.out, config, processes=args.processes, progress=lambda done, total: bar.update(done - bar.done)

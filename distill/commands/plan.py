@@ -22,6 +22,11 @@ def register(subparsers: Any) -> None:
         help="show what a schedule opens, and when",
         description="Compile the schedule of a run file, or of the options alone, and show for every epoch the "
         "distillation weight, temperature, thaw time, open blocks and learning rates.",
+        epilog="examples:\n"
+        "  distill plan recipes/gentle_finetune.toml\n"
+        "  distill plan --blocks 12 --epochs 45 --finetune --distill-weight 0.3 --json\n"
+        "  distill plan recipes/slow_burn.toml --thaw-by 80%",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE.toml", help="a run file; options override it")
     parser.add_argument("--blocks", type=int, metavar="N", help="blocks of the backbone (default: the run file's)")

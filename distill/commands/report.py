@@ -15,6 +15,8 @@ def register(subparsers: Any) -> None:
         description="Write one self-contained HTML file about a run: curves with thaw events, models compared, "
         "gallery, exported files. It shows what lies in the run's directory; `distill eval` and `distill export` "
         "add to it.",
+        epilog="examples:\n  distill report runs/demo\n  distill report runs/demo --out demo.html --gallery 6",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a directory that `distill train` wrote")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the HTML file (default: RUN_DIR/report.html)")

@@ -16,6 +16,12 @@ examples:
 """
 
 
+def _example(action: str) -> dict[str, Any]:
+    """The lines of the epilog that belong to one action."""
+    lines = [line for line in EPILOG.splitlines() if f"teachers {action} " in line + " "]
+    return {"epilog": "\n".join(["examples:", *lines]), "formatter_class": argparse.RawDescriptionHelpFormatter}
+
+
 def register(subparsers: Any) -> None:
     """Add the ``teachers`` command to the parser's subcommands."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
@@ -27,15 +33,17 @@ def register(subparsers: Any) -> None:
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
-    show = actions.add_parser("list", help="names, backbones, parameters, published metrics, whether they are here")
+    show = actions.add_parser("list", help="names, backbones, parameters, published metrics, whether they are here", **_example("list"))
     show.add_argument("--json", action="store_true", help="the same facts as JSON")
     show.set_defaults(run=run_list)
 
-    pull = actions.add_parser("pull", help="fetch a published teacher and store it (needs a network)")
+    pull = actions.add_parser("pull", help="fetch a published teacher and store it (needs a network)", **_example("pull"))
     pull.add_argument("name", help="a name that `distill teachers list` shows")
     pull.set_defaults(run=run_pull)
 
-    convert = actions.add_parser("convert", help="store a run's student or a published decoder file as a teacher")
+    convert = actions.add_parser(
+        "convert", help="store a run's student or a published decoder file as a teacher", **_example("convert")
+    )
     convert.add_argument("source", type=Path, help="a run directory, a stored model, or a published .pt or .safetensors file")
     convert.add_argument("--arch", default="", metavar="NAME", help="what a published file is: a name of the list")
     convert.add_argument("--backbone", type=Path, metavar="FILE", help="backbone weights for a decoder-only file (timm's names)")
@@ -44,7 +52,7 @@ def register(subparsers: Any) -> None:
     convert.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory to write")
     convert.set_defaults(run=run_convert)
 
-    check = actions.add_parser("check", help="load a teacher strictly, run it, print its digest and speed")
+    check = actions.add_parser("check", help="load a teacher strictly, run it, print its digest and speed", **_example("check"))
     check.add_argument("name", help="a name of the list, or a directory")
     check.add_argument("--device", default="cpu", help="cpu or cuda")
     check.add_argument("--json", action="store_true", help="the same facts as JSON")
