@@ -13,7 +13,7 @@ from distill.errors import is_mendable
 
 # In the order of a user's work. Each module in distill/commands is light to import and has `register(subparsers)`.
 COMMANDS = (
-    "demo", "doctor", "info", "data", "teachers", "cache", "plan", "students", "train", "eval", "predict", "export", "report",
+    "demo", "doctor", "info", "data", "teachers", "cache", "plan", "students", "train", "eval", "predict", "export", "report", "bench",
 )
 
 EPILOG = """\

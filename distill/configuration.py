@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -65,6 +66,10 @@ class RunConfig:
     schedule: Mapping[str, Any] = field(default_factory=dict, metadata={"section": "schedule"})
 
     def __post_init__(self) -> None:
+        for item in _own_fields():
+            value = getattr(self, item.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigurationError(f"{item.name} is {value}; give a finite number")
         for name, lowest in (
             ("batch_size", 1), ("accumulate", 1), ("workers", 1), ("log_every", 1), ("validate_every", 1), ("val_scenes", 0),
             ("checkpoint_steps", 0), ("limit_steps", 0), ("weight_decay", 0), ("grad_clip_norm", 0), ("inout_weight", 0),
@@ -124,7 +129,9 @@ def config_from_sections(sections: Mapping[str, Any], where: str) -> RunConfig:
     schedule: dict[str, Any] = {}
     for section, entries in sections.items():
         if section not in known_sections:
-            near = difflib.get_close_matches(section, [*known_sections, *homes], n=2)
+            if section in homes and not isinstance(entries, Mapping):
+                raise ConfigurationError(f"{where}: key {section!r} stands outside the sections; move it below [{homes[section]}]")
+            near = difflib.get_close_matches(section, known_sections, n=2)
             hint = f"; nearest: {', '.join(near)}" if near else ""
             raise ConfigurationError(f"{where}: unknown section [{section}]{hint}; sections are {', '.join(known_sections)}")
         if not isinstance(entries, Mapping):
@@ -153,6 +160,7 @@ def load_run_config(path: Path | None, overrides: Mapping[str, Any]) -> RunConfi
             raise ConfigurationError(f"run file {path} does not exist; recipes/ holds examples") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"run file {path} is not valid TOML: {error}") from None
+        config_from_sections(sections, str(path))  # the file is judged before anything is laid over it
         sections.setdefault("run", {}).setdefault("name", path.stem)
     homes = {item.name: item.metadata["section"] for item in _own_fields()} | dict.fromkeys(_schedule_names(), "schedule")
     for name, value in overrides.items():

@@ -53,7 +53,8 @@ class SceneBatches:
     """Batches of scenes for the trainer (its ``BatchSource``).
 
     ``batch_size`` counts pictures over all processes; each process gets its share of every batch. Without a cache, view number
-    ``epoch`` of the policy is shown at each epoch, so views never repeat; with one, exactly its views are replayed.
+    ``epoch`` of the policy is shown at each epoch, so views never repeat; with one, exactly its views are replayed. ``exif`` turns
+    pictures upright (see :func:`distill.pictures.decode`), as the cache's source does for the reader ``folder``.
     """
 
     def __init__(
@@ -71,15 +72,19 @@ class SceneBatches:
         rank: int = 0,
         world: int = 1,
         workers: int = 2,
+        exif: bool = False,
     ) -> None:
         if len(scenes) == 0:
             raise DataError("there is no scene to train on; look at the data set with `distill data check`")
-        if batch_size < world:
-            raise DataError(f"a batch of {batch_size} pictures cannot be shared by {world} processes; raise --batch-size")
+        if min(batch_size, len(scenes)) < world:
+            raise DataError(
+                f"a batch of {min(batch_size, len(scenes))} pictures cannot be shared by {world} processes; raise --batch-size (there "
+                f"are {len(scenes)} scenes) or start fewer processes"
+            )
         self.scenes, self.policy, self.cache, self.augment = scenes, policy, cache, augment
         self.input_size, self.heatmap_size = input_size, heatmap_size
         self.batch_size, self.seed = min(batch_size, len(scenes)), seed
-        self.rank, self.world, self.workers = rank, world, workers
+        self.rank, self.world, self.workers, self.exif = rank, world, workers, exif
         self._lineage = dict(lineage)
 
     @property
@@ -114,7 +119,7 @@ class SceneBatches:
                 pool.shutdown(wait=True, cancel_futures=True)
 
     def _sample(self, scene: Scene, epoch: int) -> _Sample:
-        picture = load_picture(scene.picture)
+        picture = load_picture(scene.picture, exif=self.exif)
         height, width = picture.shape[:2]
         scene = scene.normalised(width, height)
         teacher_heatmap = teacher_inout = None

@@ -1,8 +1,9 @@
 """Checkpoints: one safetensors file each, written whole or not at all, with a digest, never unpickled.
 
-``checkpoints/step-0000120.safetensors`` holds ``model/<name>``, ``optimizer/<parameter>/<key>`` and ``rng/<generator>`` tensors;
-its metadata is JSON text: ``facts`` (step, best value, running sums, digests, plan, configuration) and ``digest`` over all tensors
-and facts. The state of the optimizer is keyed by parameter name, so a checkpoint loads on either side of any thaw.
+``checkpoints/step-0000120.safetensors`` holds ``model/<name>`` and ``optimizer/<parameter>/<key>`` tensors; its metadata is JSON
+text: ``facts`` (step, best value, running sums, digests, plan, configuration) and ``digest`` over all tensors and facts. The state
+of the optimizer is keyed by parameter name, so a checkpoint loads on either side of any thaw. No random generator is in it: what
+is drawn at a step is a function of seed and step.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ class Checkpoint:
 
     model: Mapping[str, Tensor]
     optimizer: Mapping[str, Mapping[str, Tensor | float]]
-    rng: Mapping[str, Tensor]
     facts: Mapping[str, Any]
 
 
@@ -40,26 +40,34 @@ def _digest(tensors: Mapping[str, Tensor], facts: str) -> str:
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint, step: int, *, keep: int = 2) -> Path:
-    """Write the checkpoint of ``step`` and remove all but the newest ``keep``."""
+    """Write the checkpoint of ``step``; of it and the older ones the newest ``keep`` stay.
+
+    :class:`RunError` where it cannot be written (a full disk, say); what was there before then stays as it is.
+    """
     folder = run / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"model/{name}": value.detach().cpu().contiguous() for name, value in checkpoint.model.items()}
     for name, state in checkpoint.optimizer.items():
         for key, value in state.items():
             tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
             tensors[f"optimizer/{name}/{key}"] = tensor.detach().cpu().contiguous()
-    tensors |= {f"rng/{name}": value.cpu().contiguous() for name, value in checkpoint.rng.items()}
     facts = json.dumps(dict(checkpoint.facts), sort_keys=True)
     path = folder / f"step-{step:07d}.safetensors"
     temporary = folder / f".{path.name}.{os.getpid()}.tmp"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, temporary, metadata={"format": "1", "facts": facts, "digest": _digest(tensors, facts)})
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except (SafetensorError, OSError) as error:
+        raise RunError(
+            f"checkpoint {path} cannot be written ({error}); make room on the disk, then go on with `distill train --resume {run}` from "
+            "the last one"
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
-    for old in checkpoints(run)[keep:]:
+    # A newer file is one that was damaged and passed over: it must not push out the checkpoint just written.
+    for old in [each for each in checkpoints(run) if each.name <= path.name][keep:]:
         old.unlink(missing_ok=True)
     return path
 
@@ -76,23 +84,20 @@ def read_checkpoint_file(path: Path) -> Checkpoint:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError, ValueError) as error:
-        raise RunError(f"checkpoint {path} is damaged or cut short ({error}); remove it to use an older one") from None
+        raise RunError(f"checkpoint {path} is damaged or cut short ({error})") from None
     facts = metadata.get("facts", "")
     if metadata.get("format") != "1" or metadata.get("digest") != _digest(tensors, facts):
-        raise RunError(f"checkpoint {path} does not match its own digest; remove it to use an older one")
+        raise RunError(f"checkpoint {path} does not match its own digest")
     model: dict[str, Tensor] = {}
     optimizer: dict[str, dict[str, Tensor | float]] = {}
-    rng: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition("/")
         if kind == "model":
             model[rest] = tensor
-        elif kind == "rng":
-            rng[rest] = tensor
-        else:
+        elif kind == "optimizer":
             parameter, _, key = rest.rpartition("/")
             optimizer.setdefault(parameter, {})[key] = tensor
-    return Checkpoint(model, optimizer, rng, json.loads(facts))
+    return Checkpoint(model, optimizer, json.loads(facts))
 
 
 def newest_intact(run: Path) -> tuple[Checkpoint, Path, list[str]]:
@@ -103,7 +108,7 @@ def newest_intact(run: Path) -> tuple[Checkpoint, Path, list[str]]:
     passed: list[str] = []
     for path in found:
         try:
-            return read_checkpoint_file(path), path, passed
+            return read_checkpoint_file(path), path, [f"{text}; the older {path.name} is used instead" for text in passed]
         except RunError as error:
             passed.append(str(error))
-    raise RunError(f"no checkpoint of {run} is intact: {'; '.join(passed)}")
+    raise RunError(f"no checkpoint of {run} is intact: {'; '.join(passed)}; start the run again with another --name, or remove it")

@@ -7,7 +7,9 @@ than by a wrapper, because stages open while the run goes on and a wrapper's buc
 
 from __future__ import annotations
 
+import hashlib
 import math
+import struct
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from schedules.optimizer import (
@@ -101,16 +104,20 @@ class Trainer:
         """Train from the current step to the end; returns the ``end`` record."""
         begin = time.perf_counter()
         self._emit("start", total=self.total_steps, steps_per_epoch=self.plan.config.steps_per_epoch)
+        if self.step == 0:
+            self._save()  # a run that is killed in its first epoch can be resumed too
         while self.step < self.total_steps:
             epoch, first = divmod(self.step, self.plan.config.steps_per_epoch)
             self._open_stages(epoch, announce=first == 0)
             started = time.perf_counter()
             for batch in self.batches.batches(epoch, first):
                 self._train_step(batch.to(self.accelerator.device), self.plan.at(self.step))
-                if self.options.checkpoint_steps and self.step % self.options.checkpoint_steps == 0:
-                    self._save()
                 if self.step >= self.total_steps:
                     break
+                # Never between an epoch's last step and its end: a run resumed there would skip the validation.
+                every = self.options.checkpoint_steps
+                if every and self.step % every == 0 and self.step % self.plan.config.steps_per_epoch:
+                    self._save()
             self._end_epoch(epoch, time.perf_counter() - started)
         return self._emit(
             "end", best=self.best, best_step=self.best_step, metric=self.options.best_metric,
@@ -120,9 +127,9 @@ class Trainer:
     def _train_step(self, batch: Batch, point: PlanPoint) -> None:
         began = time.perf_counter()
         set_learning_rates(self.optimizer, point)
+        torch.manual_seed(self._step_seed())
         counts = self._global_counts(batch)
         losses: list[Losses] = []
-        mass = torch.zeros(())
         for part in split(batch, self.options.accumulate):
             with self.accelerator.autocast():
                 output = self.model(part.images, part.boxes, part.image_index)
@@ -130,8 +137,6 @@ class Trainer:
                 output, part, counts, self.weights, distill_weight=point.distill_weight, temperature=point.temperature
             )
             losses.append(terms)
-            if part.teacher_heatmap is not None and point.distill_weight:
-                mass = mass_near_peak(part.teacher_heatmap, point.temperature)
             self._refuse_not_finite(terms, part)
             self.accelerator.backward(terms.total)
         norm = self._reduce_and_clip()
@@ -149,6 +154,7 @@ class Trainer:
         for name, value in {**record, "images": float(self._count(len(batch.images))), "steps": 1.0, "seconds": seconds}.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         if self.step % self.options.log_every == 0 or self.step == self.total_steps:
+            mass = mass_near_peak(batch.teacher_heatmap, point.temperature) if batch.teacher_heatmap is not None else math.nan
             self._emit(
                 "step", epoch=point.epoch, seconds=seconds, **record, weight=point.distill_weight, temperature=point.temperature,
                 open_blocks=point.open_blocks, stem_open=point.stem_open, lr_head=point.lr_head,

@@ -44,7 +44,15 @@ class TokenBackbone(Backbone):
 
     def __init__(self, name: str, input_size: tuple[int, int]) -> None:
         super().__init__()
-        self.net = _create(name, num_classes=0, img_size=input_size)
+        refusal = WeightsError(f"backbone {name} is no plain ViT, and no feature levels of it are named; use a ViT such as vit_base_patch14_dinov2")
+        try:
+            self.net = _create(name, num_classes=0, img_size=input_size)
+        except TypeError as error:  # what timm's convolutional networks say to a picture size
+            if "img_size" not in str(error):
+                raise
+            raise refusal from None
+        if not hasattr(self.net, "num_prefix_tokens"):
+            raise refusal
         patch: tuple[int, int] = self.net.patch_embed.patch_size  # type: ignore[union-attr,assignment]
         if input_size[0] % patch[0] or input_size[1] % patch[1]:
             raise WeightsError(
@@ -54,6 +62,8 @@ class TokenBackbone(Backbone):
         self.grid = (input_size[0] // patch[0], input_size[1] // patch[1])
         self.channels = int(self.net.num_features)  # type: ignore[arg-type]
         self.prefix = int(self.net.num_prefix_tokens)  # type: ignore[arg-type]
+        # DINOv2 with registers embeds the patches alone.
+        self.embedded_prefix = 0 if getattr(self.net, "no_embed_class", False) else self.prefix
 
     def forward(self, pixels: Tensor) -> Tensor:
         tokens = self.net.forward_features(pixels)[:, self.prefix :]  # type: ignore[operator]
@@ -104,8 +114,14 @@ def resample_position_embedding(embedding: Tensor, grid: tuple[int, int], prefix
     transformer's ``interpolate_pos_encoding``. timm resamples antialiased, which is another function: at Gaze-LLE's 448
     pixels the features' cosine falls to 0.989.
     """
+    cells = embedding.shape[1] - prefix if embedding.dim() == 3 else -1
+    side = round(max(cells, 0) ** 0.5)
+    if side < 1 or side * side != cells:
+        raise WeightsError(
+            f"a position embedding {tuple(embedding.shape)} with {prefix} further tokens is no square grid of patches; give the "
+            "weights of the backbone that is named"
+        )
     extra, patches = embedding[:, :prefix], embedding[:, prefix:]
-    side = round(patches.shape[1] ** 0.5)
     if (side, side) == grid:
         return embedding
     square = rearrange(patches.float(), "b (h w) c -> b c h w", h=side)

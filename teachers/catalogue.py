@@ -6,6 +6,7 @@ A teacher is named by a catalogue entry (``demo``, ``gazelle_dinov2_vitb14``, ..
 
 from __future__ import annotations
 
+import http.client
 import os
 import urllib.error
 import urllib.request
@@ -22,7 +23,7 @@ from teachers.decoder import position_encoding
 from teachers.errors import UnknownModelError, WeightsError
 from teachers.model import GazeModel, ModelConfig
 from teachers.pretrained import load_pretrained_backbone
-from teachers.weights import load_model, load_strictly, read_checkpoint, save_model
+from teachers.weights import load_model, load_strictly, read_checkpoint, save_model, tensors_digest
 
 DEMO = Path(__file__).parent / "demo"
 RELEASE = "https://github.com/fkryan/gazelle/releases/download/v1.0.0"
@@ -143,7 +144,7 @@ def fetch(url: str, path: Path) -> None:
         if expected and temporary.stat().st_size != expected:
             raise WeightsError(f"{url} ended after {temporary.stat().st_size} of {expected} bytes; run the command again")
         os.replace(temporary, path)
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         raise WeightsError(f"{url} could not be fetched ({error}); download it elsewhere and put it at {path}") from None
     finally:
         temporary.unlink(missing_ok=True)
@@ -184,8 +185,6 @@ def load_teacher(
         model = assemble(
             ModelConfig(backbone=name.removeprefix("timm:"), input_size=pixels, inout=inout, dim=dim), weights, backbone_weights
         )
-        from teachers.weights import tensors_digest
-
         return ModelTeacher(model, name, tensors_digest(model.state_dict()), device=device, precision=precision)
     if name == "demo":
         directory = DEMO

@@ -94,9 +94,9 @@ def fill_backbone(model: GazeModel, tensors: dict[str, Tensor], where: str) -> N
     trunk = model.backbone.trunk
     wanted = trunk.state_dict()
     if isinstance(model.backbone, TokenBackbone) and "pos_embed" in tensors and "pos_embed" in wanted:
-        embedding = resample_position_embedding(tensors["pos_embed"], model.backbone.grid, model.backbone.prefix)
+        embedding = resample_position_embedding(tensors["pos_embed"], model.backbone.grid, model.backbone.embedded_prefix)
         tensors = {**tensors, "pos_embed": embedding}
     # A backbone is cut at its deepest level and has no classifier: those tensors have no place here, every other must fit.
-    whole = set(timm.create_model(model.config.backbone).state_dict())
-    cut_off = whole - set(wanted)
+    further = set(tensors) - set(wanted)
+    cut_off = further & set(timm.create_model(model.config.backbone).state_dict()) if further else further
     load_strictly(trunk, {name: tensor for name, tensor in tensors.items() if name not in cut_off}, where)

@@ -22,6 +22,7 @@ from teachers.errors import WeightsError
 from teachers.model import GazeModel, ModelConfig
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+NEXT = ".model.json.next"  # the description of weights that are about to be renamed into place
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -64,14 +65,31 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say which file it was
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file and flush it to the disk."""
+    try:
+        save_file(tensors, path)
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+    except SafetensorError as error:
+        raise WeightsError(f"{path} could not be written ({error}); free space there or write elsewhere") from None
 
 
 def save_model(
     directory: Path, model: GazeModel, name: str, facts: Mapping[str, Any], *, half: bool = False
 ) -> str:
-    """Store ``model`` in ``directory`` and return its weights digest. ``half`` stores floating tensors in float16."""
+    """Store ``model`` in ``directory`` and return its weights digest. ``half`` stores floating tensors in float16.
+
+    A model that is stored there already stays whole until the new one is: the new description is there before the new weights,
+    so that whichever weights are in place have theirs (see :func:`read_description`).
+    """
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     if half:
@@ -80,30 +98,45 @@ def save_model(
         if overflow:
             raise WeightsError(f"{', '.join(overflow[:6])} cannot be stored in float16; store in float32")
     digest = tensors_digest(tensors)
-    temporary = directory / f".{WEIGHTS}.{os.getpid()}.tmp"
-    try:
-        save_file(tensors, temporary)
-        os.replace(temporary, directory / WEIGHTS)
-    finally:
-        temporary.unlink(missing_ok=True)
     description = {
         "format": 1, "name": name, "config": model.config.to_json(), "weights_digest": digest, "facts": dict(facts)
     }
-    write_atomically(directory / DESCRIPTION, (json.dumps(description, indent=1) + "\n").encode())
+    temporary = directory / f".{WEIGHTS}.{os.getpid()}.tmp"
+    try:
+        _write_tensors(temporary, tensors)
+        write_atomically(directory / NEXT, (json.dumps(description, indent=1) + "\n").encode())
+        os.replace(temporary, directory / WEIGHTS)
+    finally:
+        temporary.unlink(missing_ok=True)
+    os.replace(directory / NEXT, directory / DESCRIPTION)
     return digest
 
 
 def read_description(directory: Path) -> dict[str, Any]:
-    """The JSON beside stored weights, checked for its format."""
+    """The JSON beside stored weights, checked for its format.
+
+    Where a save was cut off between its two renames, the description that belongs to the weights is the one waiting.
+    """
     path = directory / DESCRIPTION
+    if (directory / NEXT).exists() and (directory / WEIGHTS).exists():
+        waiting = _parsed(directory / NEXT)
+        if waiting["weights_digest"] == tensors_digest(read_tensors(directory / WEIGHTS)):
+            return waiting
+    return _parsed(path)
+
+
+def _parsed(path: Path) -> dict[str, Any]:
     try:
         description = json.loads(path.read_text())
     except FileNotFoundError:
-        raise WeightsError(f"{directory} holds no stored model ({DESCRIPTION} is missing); give a directory that has one") from None
+        raise WeightsError(f"{path.parent} holds no stored model ({path.name} is missing); give a directory that has one") from None
     except ValueError as error:
         raise WeightsError(f"{path} cannot be read ({error}); convert or train the model again") from None
     if not isinstance(description, dict) or description.get("format") != 1:
         raise WeightsError(f"{path} is not of format 1; it was written by another version")
+    kinds = {"name": str, "config": dict, "weights_digest": str, "facts": dict}
+    if wrong := [key for key, kind in kinds.items() if not isinstance(description.get(key), kind)]:
+        raise WeightsError(f"{path} lacks {', '.join(wrong)}, or holds something else there; convert or train the model again")
     return description
 
 
@@ -129,11 +162,13 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise WeightsError(f"{path} does not exist; give the checkpoint's path") from None
     except Exception as error:  # torch raises a dozen kinds here (zip, pickle, EOF, key); all mean: not a plain checkpoint
-        reason = str(error).splitlines()[0][:120]
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:120]
         raise WeightsError(f"{path} is no plain checkpoint of tensors ({reason}); only tensors are ever loaded") from None
     if isinstance(loaded, dict) and isinstance(loaded.get("model"), dict):
         loaded = loaded["model"]
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+    if not isinstance(loaded, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
+    ):
         raise WeightsError(f"{path} holds something else than named tensors; give a checkpoint's state dictionary")
     return loaded
 
@@ -143,9 +178,9 @@ def load_model(directory: Path) -> tuple[GazeModel, dict[str, Any]]:
     description = read_description(directory)
     tensors = read_tensors(directory / WEIGHTS)
     found = tensors_digest(tensors)
-    if found != description.get("weights_digest"):
+    if found != description["weights_digest"]:
         raise WeightsError(
-            f"{directory / WEIGHTS} has digest {found}, {DESCRIPTION} says {description.get('weights_digest')}: one of the "
+            f"{directory / WEIGHTS} has digest {found}, {DESCRIPTION} says {description['weights_digest']}: one of the "
             "two was changed; convert, pull or train the model again"
         )
     model = GazeModel(ModelConfig.from_json(description["config"]))

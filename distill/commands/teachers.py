@@ -146,7 +146,7 @@ def run_check(options: argparse.Namespace) -> int:
     from distill.console import print_json, print_result
     from teachers.catalogue import load_teacher
 
-    teacher = load_teacher(options.name, device=options.device)
+    teacher = load_teacher(options.name, device=resolve_device(options.device))
     images = torch.rand(4, 3, *teacher.input_size, generator=torch.Generator().manual_seed(0))
     boxes = torch.tensor([[0.2, 0.1, 0.4, 0.4], [0.5, 0.1, 0.7, 0.5]]).repeat(4, 1)
     index = torch.arange(4).repeat_interleave(2)
@@ -159,7 +159,7 @@ def run_check(options: argparse.Namespace) -> int:
     facts = {
         "name": teacher.name, "digest": teacher.fingerprint["weights"], "input_size": list(teacher.input_size),
         "heatmap_size": list(teacher.heatmap_size), "inout": teacher.has_inout, "finite": finite,
-        "images_per_s": round(4 / sorted(times)[1], 2), "heads_per_s": round(8 / sorted(times)[1], 2), "device": options.device,
+        "images_per_s": round(4 / sorted(times)[1], 2), "heads_per_s": round(8 / sorted(times)[1], 2), "device": teacher.device,
     }
     if options.json:
         print_json(facts)

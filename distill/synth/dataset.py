@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from distill.synth.config import GENERATOR_VERSION, SynthConfig
 from distill.synth.errors import SynthError
@@ -126,8 +128,15 @@ def _write_scene(task: tuple[Path, SynthConfig, int]) -> _Written:
     path = f"{'test2' if test else 'train'}/{index // 1000:08d}/{index:08d}.jpg"
     target = out / path
     target.parent.mkdir(parents=True, exist_ok=True)
-    drawn.picture.save(target, format="JPEG", quality=_QUALITY)
+    target.write_bytes(encode_picture(drawn.picture))
     return _Written(index, test, path, drawn.heads)
+
+
+def encode_picture(picture: Image.Image) -> bytes:
+    """A picture as the data set stores it: the bytes of a JPEG."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=_QUALITY)
+    return buffer.getvalue()
 
 
 def _draw_all(out: Path, config: SynthConfig, workers: int) -> Iterator[_Written]:
