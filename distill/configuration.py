@@ -147,7 +147,10 @@ def config_from_sections(sections: Mapping[str, Any], where: str) -> RunConfig:
                 schedule[name] = value
             else:
                 values[name] = _checked(name, value, where)
-    return RunConfig(**values, schedule=schedule)
+    try:
+        return RunConfig(**values, schedule=schedule)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{where}: {error}") from None
 
 
 def load_run_config(path: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
@@ -165,7 +168,7 @@ def load_run_config(path: Path | None, overrides: Mapping[str, Any]) -> RunConfi
     homes = {item.name: item.metadata["section"] for item in _own_fields()} | dict.fromkeys(_schedule_names(), "schedule")
     for name, value in overrides.items():
         sections.setdefault(homes[name], {})[name] = value
-    return config_from_sections(sections, str(path) if path else "command line")
+    return config_from_sections(sections, "command line")
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:

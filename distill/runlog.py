@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from accelerate import Accelerator
 from distill.configuration import RunConfig
 from distill.console import progress, say, warn
 from schedules.plan import Plan
+from students.errors import RunError
 from students.trainer import Record
+from teachers.weights import write_atomically
 
 FILE = "metrics.jsonl"
 
@@ -29,6 +32,17 @@ def read_metrics(run: Path) -> list[Record]:
             except ValueError:
                 break
     return records
+
+
+@contextmanager
+def writing(path: Path, run: Path) -> Iterator[None]:
+    """Where a file of a run is written: the system's refusal (a full disk, a read-only directory) becomes a :class:`RunError`."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be written ({error}); make room on the disk, then go on with `distill train --resume {run}`"
+        ) from None
 
 
 class RunLog:
@@ -49,16 +63,20 @@ class RunLog:
         if not self.accelerator.is_main_process:
             return
         kept = [record for record in read_metrics(self.run) if from_step and record["step"] <= from_step]
-        kept = [record for record in kept if record["kind"] != "end"]
-        temporary = self.run / f".{FILE}.tmp"
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        temporary.replace(self.run / FILE)
-        self._file = (self.run / FILE).open("a", buffering=1)
+        # A thaw is announced after the checkpoint of its step, so it will be announced again; the end likewise.
+        kept = [r for r in kept if r["kind"] != "end" and not (r["kind"] == "thaw" and r["step"] == from_step)]
+        with writing(self.run / FILE, self.run):
+            write_atomically(self.run / FILE, "".join(json.dumps(record) + "\n" for record in kept).encode())
+            # Unbuffered: nothing is left that closing the file could fail to write.
+            self._file = (self.run / FILE).open("ab", buffering=0)
         self.accelerator.init_trackers("distill", {f"{s}.{k}": str(v) for s, part in config.to_json().items() for k, v in part.items()})
 
     def __call__(self, record: Record) -> None:
         if self._file is not None and record["kind"] not in ("start", "checkpoint"):
-            self._file.write(json.dumps(record) + "\n")
+            with writing(self.run / FILE, self.run):
+                line = memoryview((json.dumps(record) + "\n").encode())
+                while line:
+                    line = line[self._file.write(line) :]
         scalars = {
             f"{record['kind']}/{name}": float(value)
             for name, value in record.items()
@@ -99,4 +117,4 @@ class RunLog:
         if self._file is not None:
             self._file.close()
             self._file = None
-            self.accelerator.end_training()
+        self.accelerator.end_training()  # in every process: the group is left by all of them

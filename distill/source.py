@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distill.errors import DataError
 from distill.pictures import decode, digest_bytes, read_bytes
 from distill.scenes import Scene, SceneSet
 from distill.views import ViewPolicy
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 # Both are carved from the training file and share its scenes' keys: one cache of the file serves either.
 FILES = {"train": "trainval", "val": "trainval"}
+# VideoAttentionTarget's trainval holds every sixth frame, as training does, but its val holds every frame: what is named to
+# build a cache for val must be val itself, whose frames are then in the same cache beside the others.
+EVERY_FRAME = {("vat", "val")}
 
 
 def boxes_digest(scene: Scene) -> bytes:
@@ -38,6 +42,18 @@ def points_digest(scene: Scene) -> bytes:
         for point in head.points:
             digest.update(struct.pack("<2d", *point))
     return digest.digest()
+
+
+def refuse_outside(scene: Scene, flat: Scene) -> None:
+    """Raise :class:`DataError` for a head of ``scene`` that has no area left in ``flat``, the scene clamped to its picture."""
+    assert flat.size is not None
+    for head, (left, top, right, bottom) in zip(scene.heads, (head.box for head in flat.heads), strict=True):
+        if left >= right or top >= bottom:
+            box = ", ".join(f"{value:g}" for value in head.box)
+            raise DataError(
+                f"scene {scene.key}: head {head.person} with box {box} lies outside its picture {scene.picture} ({flat.size[0]} x "
+                f"{flat.size[1]} pixels); correct or delete its line, or leave the scene out with --on-error skip"
+            )
 
 
 class SceneSource:
@@ -60,12 +76,15 @@ class SceneSource:
 
     @property
     def split(self) -> str:
-        """The split as a cache knows it: the annotation file's."""
+        """The split that a cache is built of so that it has these scenes."""
+        if (self.scenes.reader, self.scenes.split) in EVERY_FRAME:
+            return self.scenes.split
         return FILES.get(self.scenes.split, self.scenes.split)
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        return {"reader": self.scenes.reader, "split": self.split, "views": self.policy.describe()}
+        split = FILES.get(self.scenes.split, self.scenes.split)
+        return {"reader": self.scenes.reader, "split": split, "views": self.policy.describe()}
 
     @property
     def mend(self) -> str:
@@ -87,8 +106,12 @@ class SceneSource:
         return decode(data, path, exif=self.exif), digest_bytes(data)
 
     def draw(self, scene: int, views: Sequence[int], width: int, height: int) -> tuple[Scene, list[View]]:
-        """The scene in [0,1] of its picture of ``width`` × ``height`` pixels, and the geometry of its ``views``."""
+        """The scene in [0,1] of its picture of ``width`` × ``height`` pixels, and the geometry of its ``views``.
+
+        A head wholly outside the picture is a :class:`DataError`: clamped, it would be no head.
+        """
         flat = self.scenes.scenes[scene].normalised(width, height)
+        refuse_outside(self.scenes.scenes[scene], flat)
         return flat, [self.policy.view(flat, number) for number in views]
 
     def load(self, scene: int, views: Sequence[int], size: tuple[int, int]) -> SceneViews:

@@ -7,6 +7,7 @@ A run directory holds ``config.json`` (resolved), ``plan.json``, ``metrics.jsonl
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from distill.errors import ConfigurationError, DataError
 from distill.evaluation import evaluate, protocol_of
 from distill.feeding import SceneBatches
 from distill.readers import open_data
-from distill.runlog import RunLog
+from distill.runlog import RunLog, writing
 from distill.scenes import Scene, SceneSet
 from distill.source import SceneSource
 from distill.views import ViewPolicy
@@ -33,10 +34,13 @@ from students.catalogue import build_student, student_config
 from students.errors import RunError
 from students.losses import LossWeights
 from students.trainer import Record, Trainer, TrainOptions
+from teachers.cache.format import Manifest
 from teachers.cache.reader import CacheReader
 from teachers.model import GazeModel
 from teachers.pretrained import load_pretrained_backbone
 from teachers.weights import load_model, load_strictly, write_atomically
+
+METRICS = ("auc", "avg_l2", "avg_l2_mean_of", "min_l2", "ap")  # what the best student may be chosen by
 
 
 def run_directory(config: RunConfig) -> Path:
@@ -92,6 +96,14 @@ def stored_model_path(path: Path) -> Path:
     return path / "student" if (path / "student" / "model.json").exists() else path
 
 
+def data_of_cache(path: str) -> str:
+    """The data set that a cache was built from, where a run names none."""
+    words = shlex.split(Manifest.load(Path(path)).command) if path else []
+    if "--data" not in words[:-1]:
+        raise ConfigurationError("no data set is given: set data in [data], or --data PATH")
+    return words[words.index("--data") + 1]
+
+
 def open_cache(path: str, scenes: SceneSet) -> tuple[CacheReader, ViewPolicy, tuple[Scene, ...], list[str]]:
     """The cache for these scenes, its view policy, the scenes that it has answers for, and what must be said of the rest.
 
@@ -137,7 +149,9 @@ class Run:
 
     def __init__(self, config: RunConfig, *, resuming: bool = False, watch: Callable[[Record], None] | None = None) -> None:
         if not config.data:
-            raise ConfigurationError("no data set is given: set data in [data], or --data PATH")
+            config = replace(config, data=data_of_cache(config.cache))
+        if config.best_metric not in METRICS:
+            raise ConfigurationError(f"best_metric is {config.best_metric!r}; choose one of {', '.join(METRICS)}")
         self.config, self.path = config, run_directory(config)
         prepare_run(config, self.path, resuming=resuming)
         self.scenes = open_data(config.data, config.train_split)
@@ -151,12 +165,13 @@ class Run:
             cache, policy, kept, notes = open_cache(config.cache, self.scenes)
         for note in notes:
             warn(note)
+        lineage = self._lineage(cache, len(kept))
         self.model, origin = initial_student(config)
         self.batches = SceneBatches(
             kept, policy=policy, input_size=self.model.input_size, heatmap_size=self.model.heatmap_size,
-            batch_size=config.batch_size, seed=config.seed, lineage=self._lineage(cache), cache=cache,
+            batch_size=config.batch_size, seed=config.seed, lineage=lineage, cache=cache,
             augment=_augment(config.augment), rank=self.accelerator.process_index, world=self.accelerator.num_processes,
-            workers=config.workers,
+            workers=config.workers, exif=self.scenes.reader == "folder",
         )
         self.stages: Stages = discover_stages(self.model.backbone)
         plan_config = config.plan_config(self.batches.steps_per_epoch)
@@ -164,7 +179,7 @@ class Run:
         if cache is None and any(line.distill_weight for line in self.plan.epochs_table):
             raise ConfigurationError("distill_weight is not 0 but there is no teacher: give --cache PATH, or --distill-weight 0")
         self.facts = {
-            "name": config.student, "run": config.name, "config": config.to_json(), "lineage": self._lineage(cache), **origin
+            "name": config.student, "run": config.name, "config": config.to_json(), "lineage": lineage, **origin
         }
         self.log = RunLog(self.path, self.plan, self.accelerator, watch)
         self.trainer = Trainer(
@@ -185,11 +200,13 @@ class Run:
             )
         return scenes[: config.val_scenes] if config.val_scenes else scenes
 
-    def _lineage(self, cache: CacheReader | None) -> dict[str, Any]:
+    def _lineage(self, cache: CacheReader | None, scenes: int) -> dict[str, Any]:
         lineage: dict[str, Any] = {"data": self.scenes.digest(), "reader": self.scenes.reader, "split": self.config.train_split}
         if cache is not None:
             lineage["cache"] = cache.manifest.identity_digest()
             lineage["teacher"] = cache.manifest.teacher
+            # A cache may have grown between a kill and a resumption, and both decide which view is shown at which step.
+            lineage["views"], lineage["scenes"] = cache.views, scenes
         return lineage
 
     def validate(self, model: GazeModel) -> Mapping[str, float | None]:
@@ -205,9 +222,7 @@ class Run:
     def start(self) -> Record:
         """Write the resolved configuration and the plan, then train to the end."""
         if self.accelerator.is_main_process:
-            self.path.mkdir(parents=True, exist_ok=True)
-            _write_json(self.path / "plan.json", {**self.plan.to_json(), "events": self._events()})
-            _write_json(self.path / "config.json", {**self.config.to_json(), "facts": {k: v for k, v in self.facts.items() if k != "config"}})
+            self._write(self.config.to_json(), {key: value for key, value in self.facts.items() if key != "config"})
         self.accelerator.wait_for_everyone()
         self.log.begin(self.config)
         return self._finish()
@@ -216,8 +231,26 @@ class Run:
         """Go on from the newest intact checkpoint; lines of metrics past it are cut off."""
         for note in self.trainer.resume():
             warn(note)
+        self._keep_overrides()
         self.log.begin(self.config, from_step=self.trainer.step)
         return self._finish()
+
+    def _write(self, sections: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        with writing(self.path, self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            _write_json(self.path / "plan.json", {**self.plan.to_json(), "events": self._events()})
+            _write_json(self.path / "config.json", {**sections, "facts": facts})
+
+    def _keep_overrides(self) -> None:
+        """What was overridden on this resumption holds for the next one too; name and place stay as the run was started with."""
+        if not self.accelerator.is_main_process:
+            return
+        saved = json.loads((self.path / "config.json").read_text())
+        facts = saved.pop("facts", {})
+        mine = self.config.to_json()
+        mine["run"] |= {key: saved["run"][key] for key in ("name", "runs")}
+        if mine != saved:
+            self._write(mine, facts)
 
     def _finish(self) -> Record:
         try:

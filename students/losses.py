@@ -116,8 +116,10 @@ def gaze_losses(
         task_inout = mean(cross, labelled, counts.inout)
     kd_heatmap, kd_inout = zero, zero
     if distill_weight and batch.teacher_heatmap is not None:
-        divergence = heatmap_kl(heatmap, batch.teacher_heatmap, temperature)
-        kd_heatmap = mean(divergence, batch.inout != 0, counts.distilled)
+        kept = batch.inout != 0
+        # Blanked before the divergence: what is not finite in it would reach the gradient even where the sum leaves it out.
+        divergence = heatmap_kl(heatmap, batch.teacher_heatmap.masked_fill(~kept[:, None, None], 0.0), temperature)
+        kd_heatmap = mean(divergence, kept, counts.distilled)
         if inout is not None and batch.teacher_inout is not None and weights.inout:
             kd_inout = inout_kl(inout, batch.teacher_inout, temperature).sum() / counts.heads.clamp_min(1)
     total = (

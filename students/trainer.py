@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from schedules.optimizer import (
@@ -154,11 +153,12 @@ class Trainer:
         for name, value in {**record, "images": float(self._count(len(batch.images))), "steps": 1.0, "seconds": seconds}.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         if self.step % self.options.log_every == 0 or self.step == self.total_steps:
-            mass = mass_near_peak(batch.teacher_heatmap, point.temperature) if batch.teacher_heatmap is not None else math.nan
+            taught = batch.teacher_heatmap if point.distill_weight else None
+            mass = None if taught is None else float(mass_near_peak(taught, point.temperature))
             self._emit(
                 "step", epoch=point.epoch, seconds=seconds, **record, weight=point.distill_weight, temperature=point.temperature,
                 open_blocks=point.open_blocks, stem_open=point.stem_open, lr_head=point.lr_head,
-                lr_backbone=point.lr_stages[0] if point.lr_stages else 0.0, target_mass=float(mass),
+                lr_backbone=point.lr_stages[0] if point.lr_stages else 0.0, target_mass=mass,
             )
 
     def _end_epoch(self, epoch: int, seconds: float) -> None:
@@ -190,7 +190,8 @@ class Trainer:
             if best:
                 self.best, self.best_step = value, self.step
                 name = str(self.facts.get("name", self.run.name))
-                save_model(self.run / "student", self.model, name, {**self.facts, "step": self.step, "validation": metrics})
+                facts = {**self.facts, "step": self.step, "validation": metrics}
+                save_model(self.run / "student", self.model, name, facts)
             self._emit("validation", epoch=epoch, best=best, **metrics)
         self.accelerator.wait_for_everyone()
 
@@ -204,6 +205,11 @@ class Trainer:
             names = [self.stages[index].name for index in opened]
             trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
             self._emit("thaw", epoch=epoch, opened=names, open_blocks=point.open_blocks, trainable=trainable)
+
+    def _step_seed(self) -> int:
+        """What dropout and drop-path draw from: a function of seed, step and process, so that no generator needs saving."""
+        key = struct.pack("<qqq", self.options.seed, self.step, self.accelerator.process_index)
+        return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
 
     def _refuse_not_finite(self, terms: Losses, batch: Batch) -> None:
         total = float(terms.total.detach())
@@ -227,16 +233,14 @@ class Trainer:
     def _reduce_and_clip(self) -> float:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         if self.accelerator.num_processes > 1:
-            for parameter in parameters:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-            flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
-            flat = self.accelerator.reduce(flat, "sum")
-            offset = 0
-            for parameter in parameters:
-                assert parameter.grad is not None
-                parameter.grad.copy_(flat[offset : offset + parameter.numel()].view_as(parameter))
-                offset += parameter.numel()
+            # One sum for all: the gradients, and behind them in how many processes each parameter has one. Where none has, none
+            # is made up: a gradient of zeros would let weight decay move a parameter that takes no part.
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            present = gradients[0].new_tensor([float(p.grad is not None) for p in parameters])
+            flat = self.accelerator.reduce(torch.cat([*(gradient.flatten() for gradient in gradients), present]), "sum")
+            *sums, present = flat.split([*(p.numel() for p in parameters), len(parameters)])
+            for parameter, summed, count in zip(parameters, sums, present.tolist(), strict=True):
+                parameter.grad = summed.view_as(parameter).clone() if count else None
         self.accelerator.unscale_gradients(self.optimizer)
         limit = self.options.grad_clip_norm or math.inf
         return float(nn.utils.clip_grad_norm_(parameters, limit))
@@ -255,9 +259,12 @@ class Trainer:
     def _average_buffers(self) -> None:
         """BatchNorm statistics that moved apart on several processes become their mean, the same everywhere."""
         if self.accelerator.num_processes > 1:
-            for buffer in self.model.buffers():
-                if buffer.is_floating_point():
-                    buffer.copy_(self.accelerator.reduce(buffer.clone(), "mean"))
+            # What is frozen, or a constant, is the same everywhere, and stays as it is to the bit.
+            kept = set(self.model.state_dict())
+            for place, module in self.model.named_modules():
+                for name, buffer in module.named_buffers(place, recurse=False):
+                    if module.training and name in kept and buffer.is_floating_point():
+                        buffer.copy_(self.accelerator.reduce(buffer.clone(), "mean"))
 
     def _emit(self, kind: str, **values: Any) -> Record:
         record: Record = {"kind": kind, "step": self.step, **values}
@@ -267,13 +274,9 @@ class Trainer:
 
     def _save(self) -> None:
         if self.accelerator.is_main_process:
-            rng = {"cpu": torch.get_rng_state()}
-            if torch.cuda.is_available():
-                rng["cuda"] = torch.cuda.get_rng_state()
             checkpoint = Checkpoint(
                 self.model.state_dict(),
                 optimizer_state_by_name(self.optimizer.optimizer),
-                rng,
                 {
                     "step": self.step, "best": self.best, "best_step": self.best_step, "sums": self.sums,
                     "plan": self.plan.config.to_dict(), "threads": torch.get_num_threads(),
@@ -303,9 +306,6 @@ class Trainer:
             )
         load_strictly(self.model, checkpoint.model, str(path))
         load_optimizer_state_by_name(self.optimizer.optimizer, {k: dict(v) for k, v in checkpoint.optimizer.items()})
-        torch.set_rng_state(checkpoint.rng["cpu"])
-        if torch.cuda.is_available() and "cuda" in checkpoint.rng:
-            torch.cuda.set_rng_state(checkpoint.rng["cuda"])
         self.step, self.best, self.best_step = facts["step"], facts["best"], facts["best_step"]
         self.sums = dict(facts["sums"])
         if facts["threads"] != torch.get_num_threads():

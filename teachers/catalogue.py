@@ -145,7 +145,8 @@ def fetch(url: str, path: Path) -> None:
             raise WeightsError(f"{url} ended after {temporary.stat().st_size} of {expected} bytes; run the command again")
         os.replace(temporary, path)
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-        raise WeightsError(f"{url} could not be fetched ({error}); download it elsewhere and put it at {path}") from None
+        reason = " ".join(str(error).split())[:140] or type(error).__name__
+        raise WeightsError(f"{url} could not be fetched ({reason}); download it elsewhere and put it at {path}") from None
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from distill.synth import SynthConfig, SynthError, draw_scene, write_dataset
 from distill.synth.camera import Camera
+from distill.synth.develop import box_means
 from distill.synth.head import facing
 from distill.synth.layout import draw_layout
 from distill.synth.raster import BACKDROP, Canvas, Light
@@ -278,3 +279,13 @@ def test_facing_turns_the_face_to_the_direction_and_stays_upright() -> None:
     turn = facing(np.array([0.6, 0.0, -0.8]))
     assert np.allclose(turn[:, 2], (0.6, 0.0, -0.8)) and np.allclose(turn[:, 1], (0, 1, 0))
     assert np.linalg.det(turn) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("width", "height"), [(480, 360), (160, 120), (68, 80), (121, 97)])
+def test_box_means_are_pillows(width: int, height: int) -> None:
+    shape = (round(height * 4 / 3), round(width * 4 / 3))
+    packed = np.random.default_rng(width).integers(0, 2**32, shape, dtype=np.uint32)
+    whole = Image.frombuffer("RGBX", shape[::-1], packed.astype("<u4"), "raw", "RGBX", 0, 1)
+    expected = np.asarray(whole.resize((width, height), Image.Resampling.BOX))
+    bands = [box_means(packed, height, width, slice(top, min(top + 24, height))) for top in range(0, height, 24)]
+    assert np.array_equal(np.concatenate(bands).astype("<u4").view(np.uint8).reshape(expected.shape), expected)

@@ -54,7 +54,7 @@ def register(subparsers: Any) -> None:
 
     check = actions.add_parser("check", help="load a teacher strictly, run it, print its digest and speed", **_example("check"))
     check.add_argument("name", help="a name of the list, or a directory")
-    check.add_argument("--device", default="cpu", help="cpu or cuda")
+    check.add_argument("--device", default="cpu", help="auto, cpu or cuda")
     check.add_argument("--json", action="store_true", help="the same facts as JSON")
     check.set_defaults(run=run_check)
 
@@ -93,7 +93,7 @@ def run_list(options: argparse.Namespace) -> int:
         ]
         for f in facts
     ]
-    columns = ["name", "backbone", "published (AUC / avg L2 / min L2 or AP)", "licence", "here", "in/out", "input", "parameters"]
+    columns = ["name", "backbone", "AUC / avg L2 / min L2 or AP", "licence", "here", "in/out", "input", "parameters"]
     print_result(table("Teachers", columns, rows, left=6))
     return 0
 
@@ -122,6 +122,9 @@ def run_convert(options: argparse.Namespace) -> int:
     if options.source.is_dir():
         model, description = load_model(stored_model_path(options.source))
         facts = dict(description["facts"])
+        if validation := facts.get("validation"):
+            scores = " / ".join("n/a" if validation[name] is None else f"{validation[name]:.3f}" for name in ("auc", "avg_l2", "min_l2", "ap"))
+            facts["metrics"] = f"own validation scenes {scores}"
     elif options.source.exists():
         if options.arch not in CATALOGUE:
             raise UnknownModelError.of("architecture", options.arch, CATALOGUE, "give the file's own with --arch")
@@ -144,6 +147,7 @@ def run_check(options: argparse.Namespace) -> int:
     import torch
 
     from distill.console import print_json, print_result
+    from distill.predicting import resolve_device
     from teachers.catalogue import load_teacher
 
     teacher = load_teacher(options.name, device=resolve_device(options.device))
@@ -154,7 +158,7 @@ def run_check(options: argparse.Namespace) -> int:
     for _ in range(4):
         began = time.perf_counter()
         output = teacher(images, boxes, index)
-        finite = bool(output.heatmap.isfinite().all())
+        finite = bool(output.heatmap.isfinite().all()) and (output.inout is None or bool(output.inout.isfinite().all()))
         times.append(time.perf_counter() - began)
     facts = {
         "name": teacher.name, "digest": teacher.fingerprint["weights"], "input_size": list(teacher.input_size),

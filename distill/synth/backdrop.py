@@ -171,7 +171,10 @@ def _street_wall(rng: np.random.Generator, stage: Stage, x: Array, y: Array) -> 
     for _ in range(int(rng.integers(1, 4))):  # clouds
         cx, cy, w = rng.uniform(-2.5, 2.5), rng.uniform(1.8, 3.6), rng.uniform(0.4, 0.9)
         puff = 0.5 * np.exp(-(((x - cx) / w) ** 2)) * np.exp(-(((y - cy) / (0.3 * w)) ** 2))[:, None]
-        picture += puff * (1.0 - picture)
+        for plane in picture:  # one at a time stays in the cache
+            rest = 1.0 - plane
+            rest *= puff
+            plane += rest
     left = -4.5
     while left < 4.5:
         wide = rng.uniform(0.9, 1.7)

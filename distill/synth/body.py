@@ -98,7 +98,7 @@ def build_body(clothes: Clothes, foot: Array, turn: Array, scale: float, sitting
         parts.append(box((0, 0.20, -0.02), (0.19, 0.025, 0.17), clothes.seat))
         for x in (-0.16, 0.16):
             parts += [box((x, 0.09, z), (0.018, 0.09, 0.018), clothes.seat * np.float32(0.8)) for z in (-0.16, 0.12)]
-    return place([p.scaled(scale) for p in parts], turn, foot)
+    return place(parts, turn, foot, scale)
 
 
 def _fabric(clothes: Clothes, centre: float, half: float) -> Paint | Array:

@@ -84,7 +84,7 @@ def build_head(looks: Looks, centre: Array, radius: float, turn: Array, gaze: Ar
             ellipsoid((0.32 * side, 0.42, 0.74), (0.20, 0.05, 0.08), mix(looks.hair, rgb("#1d1815"), 0.3), brow)
         )
     parts += _hair(looks)
-    return place([p.scaled(radius) for p in parts], turn, centre)
+    return place(parts, turn, centre, radius)
 
 
 def _skull_paint(looks: Looks) -> Paint:

@@ -170,11 +170,6 @@ def _shows(
 ) -> bool:
     """Whether what one looks at is in the picture, large enough, within the room and not behind a person or another thing."""
     u, v, r = disc
-    if any(
-        abs(u - d[0]) < r + d[2] and abs(v - d[1]) < r + d[2]
-        for d in [t.disc for t in things] + [p.disc for p in people]
-    ):
-        return False
     if (
         not (0.8 * r <= u <= camera.width - 0.8 * r and 0.8 * r <= v <= camera.height - 0.8 * r)
         or r < 0.03 * camera.height
@@ -184,6 +179,9 @@ def _shows(
         return False
     if stage.kind == ROOM and abs(focus[0]) > stage.side - 0.25:
         return False
+    for other_u, other_v, other_r in [t.disc for t in things] + [p.disc for p in people]:
+        if abs(u - other_u) < r + other_r and abs(v - other_v) < r + other_r:
+            return False
     core = (u - 0.9 * r, v - 0.9 * r, u + 0.9 * r, v + 0.9 * r)
     return not any(p.head[2] < focus[2] and _overlap(core, _body_extent(camera, p)) for p in people)
 

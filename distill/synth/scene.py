@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
-from PIL import Image, ImageChops
+from PIL import Image
 
 from distill.synth.backdrop import ROOM, Blot, paint_backdrop, paint_shadows
 from distill.synth.body import build_body, draw_clothes
 from distill.synth.camera import Array, Camera
 from distill.synth.config import SynthConfig
+from distill.synth.develop import develop
 from distill.synth.errors import SynthError
 from distill.synth.head import EYE_LINE, build_head, draw_looks, facing
 from distill.synth.layout import draw_layout
@@ -23,8 +23,6 @@ _SCALE = (
     4 / 3
 )  # canvas pixels per picture pixel and side: 2 looks hardly better once the picture is a JPEG, and costs twice as much
 _ATTEMPTS = 200  # layouts tried before giving up; about one in three is kept
-
-_QUANTILES = [NormalDist().inv_cdf((i + 0.5) / 256) for i in range(256)]  # of noise, by an even byte
 
 Rect = tuple[float, float, float, float]
 Point = tuple[float, float]
@@ -134,7 +132,7 @@ def _render(rng: np.random.Generator, layout: Layout) -> tuple[Drawn, Canvas] | 
                 ),
             )
         )
-    return Drawn(_develop(rng, canvas, backdrop, shadows), annotated), canvas
+    return Drawn(develop(rng, canvas, backdrop, shadows), annotated), canvas
 
 
 def _draw_light(rng: np.random.Generator) -> Light:
@@ -237,26 +235,3 @@ def _table_top(solid: Solid, marks: list[tuple[float, float, float, float]]) -> 
         return (tone * wood[:, None]).astype(np.float32)
 
     return Solid(solid.shape, solid.centre, solid.half, solid.turn, paint, solid.gloss)
-
-
-def _develop(rng: np.random.Generator, canvas: Canvas, backdrop: Array, shadows: Array) -> Image.Image:
-    """Scale the solids down onto the backdrop and add camera noise."""
-    height, width = backdrop.shape[1:]
-    packed = canvas.colour.astype("<u4", copy=False)
-    solids = Image.frombuffer("RGBX", (canvas.width, canvas.height), packed, "raw", "RGBX", 0, 1)
-    red, green, blue, cover = solids.resize((width, height), Image.Resampling.BOX).split()
-    shade = Image.fromarray((shadows * np.float32(255.0)).astype(np.uint8)).resize(
-        (width, height), Image.Resampling.BILINEAR
-    )
-    rest = ImageChops.multiply(ImageChops.invert(cover), shade)
-    np.minimum(backdrop, np.float32(1.0), out=backdrop)
-    backdrop *= np.float32(255.0)
-    behind = [Image.fromarray(plane) for plane in backdrop.astype(np.uint8)]
-    level = rng.uniform(1.2, 2.6)
-    grain = Image.frombuffer("L", (width, height), rng.bytes(width * height), "raw", "L", 0, 1)
-    grain = grain.point([round(128 + level * q) for q in _QUANTILES])
-    planes = [
-        ImageChops.add(ImageChops.multiply(back, rest), front)
-        for back, front in zip(behind, (red, green, blue), strict=True)
-    ]
-    return Image.merge("RGB", [ImageChops.add(plane, grain, 1.0, -128) for plane in planes])

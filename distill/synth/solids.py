@@ -35,12 +35,12 @@ class Solid:
     cut: Cut | None = None
     radii: tuple[float, float] = (1.0, 1.0)
 
-    def moved(self, turn: Array, origin: Array) -> Solid:
-        """The same solid turned about the origin by `turn` `[3,3]`, then moved by `origin` `[3]`."""
+    def moved(self, turn: Array, origin: Array, factor: float = 1.0) -> Solid:
+        """The same solid grown by `factor` and turned by `turn` `[3,3]` about the origin, then moved by `origin` `[3]`."""
         return Solid(
             self.shape,
-            origin + turn @ self.centre,
-            self.half,
+            origin + turn @ (self.centre * factor),
+            self.half * factor,
             turn @ self.turn,
             self.paint,
             self.gloss,
@@ -55,20 +55,6 @@ class Solid:
             self.shape,
             origin + self.centre,
             self.half,
-            self.turn,
-            self.paint,
-            self.gloss,
-            self.glow,
-            self.cut,
-            self.radii,
-        )
-
-    def scaled(self, factor: float) -> Solid:
-        """The same solid grown by `factor` about the origin."""
-        return Solid(
-            self.shape,
-            self.centre * factor,
-            self.half * factor,
             self.turn,
             self.paint,
             self.gloss,
@@ -192,6 +178,6 @@ def roll_turn(angle: float) -> Array:
     return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
 
 
-def place(solids: Iterable[Solid], turn: Array, origin: Array) -> list[Solid]:
-    """The same solids after turning them about their common origin and moving that to `origin` in the world."""
-    return [s.moved(turn, origin) for s in solids]
+def place(solids: Iterable[Solid], turn: Array, origin: Array, factor: float = 1.0) -> list[Solid]:
+    """The same solids grown by `factor` and turned about their common origin, which moves to `origin` in the world."""
+    return [s.moved(turn, origin, factor) for s in solids]

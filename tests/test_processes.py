@@ -1,0 +1,121 @@
+"""Two processes on the CPU (gloo), started as a user starts them: the same run as one process makes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from training_world import TINY, World, make_model, make_world
+
+from distill.cli import main
+from students.catalogue import STUDENTS
+
+ROOT = Path(__file__).parents[1]
+TERMS = ("loss", "heatmap", "inout", "kd_heatmap", "kd_inout", "grad_norm")
+
+
+class Both:
+    """What two processes left, and what one process leaves of the same command lines."""
+
+    def __init__(self, world: World, folder: Path) -> None:
+        self.folder, self.one, self.two = folder, folder / "one", folder / "two"
+        self.dumps = folder / "dumps"
+        self.dumps.mkdir()
+
+        def lines(runs: Path) -> list[list[str]]:
+            def train(name: str, student: str, **options: Any) -> list[str]:
+                # 22 pictures in batches of 5, so that the processes have 3 and 2 of them, and as many heads as comes.
+                return world.arguments(runs / name, student, **{"epochs": 5, "lr": 3e-3, **options})
+
+            return [
+                train("calm", "tiny_calm"),
+                train("cnn", "tiny_cnn"),
+                train("whole", "tiny_vit", epochs=2),
+                train("parts", "tiny_vit", epochs=2, limit_steps=6),
+                ["train", "--resume", str(runs / "parts"), "--override", "--limit-steps", "0"],
+                train("silent", "tiny_calm", epochs=1, inout_weight=0),
+            ]
+
+        environment = {
+            **os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1",
+        }
+        script = [str(ROOT / "tests/training_world.py"), str(self.dumps), json.dumps(lines(self.two))]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *script]
+        self.process = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
+        assert self.process.returncode == 0, self.process.stderr[-9000:]
+        with pytest.MonkeyPatch.context() as patch:
+            for name, config in TINY.items():
+                patch.setitem(STUDENTS, name, config)
+            for line in (lines(self.one)[0], lines(self.one)[-1]):
+                assert main(line) == 0
+
+    def rank(self, run: str, rank: int) -> dict[str, Tensor]:
+        return load_file(self.dumps / f"{run}-{rank}-of-2.safetensors")
+
+    @staticmethod
+    def records(run: Path, kind: str) -> list[dict[str, Any]]:
+        return [record for line in (run / "metrics.jsonl").read_text().splitlines() if (record := json.loads(line))["kind"] == kind]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("processes")
+    yield Both(make_world(folder / "world"), folder)
+    torch.set_num_threads(threads)
+
+
+def test_there_were_two_processes(both: Both) -> None:
+    names = {path.stem for path in both.dumps.iterdir()}
+    assert names == {f"{run}-{rank}-of-2" for run in ("calm", "cnn", "whole", "parts", "silent") for rank in (0, 1)}
+
+
+@pytest.mark.parametrize("run", ["calm", "cnn", "whole", "parts", "silent"])
+def test_processes_end_bit_identical_after_thaws(run: str, both: Both) -> None:
+    thaws = both.records(both.two / run, "thaw")
+    assert run == "silent" or [record["epoch"] for record in thaws][:2] == [0, 1]
+    first, second = both.rank(run, 0), both.rank(run, 1)
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def test_losses_are_those_of_one_process(both: Both) -> None:
+    one, two = (both.records(folder / "calm", "step") for folder in (both.one, both.two))
+    assert len(one) == len(two) == 20 and [r["open_blocks"] for r in one][::4] == [1, 2, 3, 4, 5]
+    for mine, theirs in zip(one, two, strict=True):
+        for term in TERMS:
+            assert mine[term] == pytest.approx(theirs[term], abs=1e-5), (mine["step"], term)
+            assert mine[term] > 0
+
+
+def test_nothing_is_counted_twice(both: Both) -> None:
+    for kind in ("epoch", "validation", "thaw", "end"):
+        one, two = (both.records(folder / "calm", kind) for folder in (both.one, both.two))
+        assert [record["step"] for record in one] == [record["step"] for record in two]
+    one, two = (both.records(folder / "calm", "validation") for folder in (both.one, both.two))
+    assert [(r["heads"], r["heads_in"]) for r in one] == [(r["heads"], r["heads_in"]) for r in two]
+    assert "[1/" not in both.process.stdout and both.process.stdout.count("student in") == 6, "only the first process speaks"
+
+
+def test_a_resumed_run_of_two_processes_is_the_undisturbed_one(both: Both) -> None:
+    # tiny_vit has dropout and drop-path, which each process draws for itself.
+    for rank in (0, 1):
+        whole, parts = both.rank("whole", rank), both.rank("parts", rank)
+        assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []
+
+
+def test_what_takes_no_part_is_not_decayed(both: Both) -> None:
+    started = make_model(TINY["tiny_calm"]).state_dict().keys()
+    idle = [name for name in started if name.startswith("decoder.inout_head.")]
+    alone = load_file(both.one / "silent/student/model.safetensors")
+    assert idle and all(torch.equal(alone[name], both.rank("silent", 0)[name]) for name in idle)
