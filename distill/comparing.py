@@ -16,7 +16,7 @@ import torch
 from distill.console import progress
 from distill.datacheck_baselines import score_baselines
 from distill.evaluation import Evaluation, GazeFunction, SceneAnswer, answers, evaluate, protocol_of
-from distill.metrics import predicted_point
+from distill.metrics import predicted_point, sigmoid
 from distill.overlay import Person, Style, overlay
 from distill.pictures import load_picture
 from distill.report.facts import ModelRow
@@ -55,12 +55,12 @@ def _megabytes(spec: str) -> float | None:
     return next((file.stat().st_size / 1e6 for file in candidates if file.is_file()), None)
 
 
-def milliseconds(model: GazeFunction, scenes: Sequence[Scene], device: str = "cpu") -> float | None:
+def milliseconds(model: GazeFunction, scenes: Sequence[Scene], device: str = "cpu", *, exif: bool = False) -> float | None:
     """Median milliseconds of one call for one picture with its heads, None where no picture has a head; decoding and resizing are
-    not in it."""
+    not in it. ``exif`` turns pictures upright."""
     prepared = []
     for scene in scenes[:TIMED_SCENES]:
-        picture = load_picture(scene.picture)
+        picture = load_picture(scene.picture, exif=exif)
         flat = scene.normalised(picture.shape[1], picture.shape[0])
         image = IDENTITY.picture(picture, model.input_size)[None]
         boxes = torch.from_numpy(flat.boxes().astype(np.float32))
@@ -85,7 +85,7 @@ def compare(
     contenders: Sequence[Contender], scenes: SceneSet, *, training: SceneSet | None, device: str = "cpu", limit: int = 0
 ) -> tuple[list[ModelRow], dict[str, Evaluation]]:
     """Rows for the baselines (where ``training`` scenes are given for the head-position prior) and every contender."""
-    protocol = protocol_of(scenes.reader)
+    protocol, exif = protocol_of(scenes.reader), scenes.reader == "folder"
     chosen = scenes.scenes[:limit] if limit else scenes.scenes
     rows = []
     if training is not None:
@@ -96,11 +96,11 @@ def compare(
     results = {}
     for entry in contenders:
         with progress(f"Evaluating {entry.name}", total=len(chosen), unit="pictures") as bar:
-            result = evaluate(entry.model, chosen, protocol=protocol, device=device, advance=bar.update)
+            result = evaluate(entry.model, chosen, protocol=protocol, device=device, exif=exif, advance=bar.update)
         results[entry.name] = result
         rows.append(
             ModelRow(
-                entry.name, entry.role, entry.parameters, entry.megabytes, milliseconds(entry.model, chosen, device),
+                entry.name, entry.role, entry.parameters, entry.megabytes, milliseconds(entry.model, chosen, device, exif=exif),
                 **_scores(result.metrics),
             )
         )
@@ -130,21 +130,32 @@ def table_rows(rows: Sequence[ModelRow]) -> tuple[list[str], list[list[str]]]:
     return columns, cells
 
 
-def gallery(scenes: Sequence[Scene], student: GazeFunction, teacher: GazeFunction | None, count: int, device: str = "cpu") -> list[GalleryItem]:
-    """The best, the median and the worst cases of ``student``, a third each: truth, teacher and student side by side."""
+def gallery(
+    scenes: Sequence[Scene],
+    student: GazeFunction,
+    teacher: GazeFunction | None,
+    count: int,
+    device: str = "cpu",
+    *,
+    exif: bool = False,
+) -> list[GalleryItem]:
+    """The best, the median and the worst cases of ``student``, a third each: truth, teacher and student side by side.
+
+    ``exif`` turns pictures upright, as is right for those of the reader ``folder``.
+    """
     with_gaze = [scene for scene in scenes if any(head.inout == IN and head.points for head in scene.heads)]
-    mine = list(answers(student, with_gaze, device=device))
+    mine = list(answers(student, with_gaze, device=device, exif=exif))
     errors = [_error(answer) for answer in mine]
     order = sorted(range(len(mine)), key=lambda number: errors[number])
     third = max(1, count // 3)
     middle = max(0, len(order) // 2 - third // 2)
     picked = [("best", n) for n in order[:third]] + [("median", n) for n in order[middle : middle + third]]
     picked += [("worst", n) for n in order[::-1][: max(0, count - len(picked))]]
-    theirs = list(answers(teacher, [mine[n].scene for _, n in picked], device=device)) if teacher is not None else []
+    theirs = list(answers(teacher, [mine[n].scene for _, n in picked], device=device, exif=exif)) if teacher is not None else []
     items = []
     for place, (kind, number) in enumerate(picked):
         answer = mine[number]
-        picture = load_picture(answer.scene.picture)
+        picture = load_picture(answer.scene.picture, exif=exif)
         items.append(
             GalleryItem(
                 f"{kind}: {answer.scene.key}",
@@ -175,11 +186,10 @@ def draw(picture: np.ndarray, answer: SceneAnswer, *, model: bool = True, truth:
     cell = 0.5 / np.array(answer.heatmap.shape[:0:-1])
     points = predicted_point(answer.heatmap) + cell  # drawn in the middle of the cell; the metrics take its corner
     for number, head in enumerate(answer.scene.heads):
-        inout = None if answer.inout is None else float(1 / (1 + np.exp(-answer.inout[number])))
+        inout = None if answer.inout is None else float(sigmoid(answer.inout[number]))
         if model:
-            probability = 1 / (1 + np.exp(-answer.heatmap[number]))
             people.append(
-                Person(head.box, probability, tuple(points[number]), inout, truth=head.points if truth and head.inout == IN else None)
+                Person(head.box, sigmoid(answer.heatmap[number]), tuple(points[number]), inout, truth=head.points if truth and head.inout == IN else None)
             )
         else:
             mean = tuple(np.mean(head.points, axis=0)) if head.inout == IN and head.points else None

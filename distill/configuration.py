@@ -48,7 +48,8 @@ class RunConfig:
     train_split: str = _option("data", "train", "split to train on: train leaves the carved validation scenes out")
     val_split: str = _option("data", "val", "split to choose the best student on; never test unless you say so here")
     val_scenes: int = _option("data", 0, "validate during training on the first so many scenes (0: all)")
-    cache: str = _option("data", "", "teacher cache made by `distill cache build`")
+    cache: str = _option("data", "", "teacher cache made by `distill cache build`; several average: A:0.6,B:0.4")
+    views: int = _option("data", 0, "views of each scene that are replayed from the cache (0: all that are there at the start)")
     batch_size: int = _option("data", 16, "pictures in a step, over all processes")
     accumulate: int = _option("data", 1, "split each step's batch into so many parts, for memory")
     workers: int = _option("data", 2, "threads that decode pictures")
@@ -71,7 +72,7 @@ class RunConfig:
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigurationError(f"{item.name} is {value}; give a finite number")
         for name, lowest in (
-            ("batch_size", 1), ("accumulate", 1), ("workers", 1), ("log_every", 1), ("validate_every", 1), ("val_scenes", 0),
+            ("batch_size", 1), ("accumulate", 1), ("workers", 1), ("log_every", 1), ("validate_every", 1), ("val_scenes", 0), ("views", 0),
             ("checkpoint_steps", 0), ("limit_steps", 0), ("weight_decay", 0), ("grad_clip_norm", 0), ("inout_weight", 0),
             ("bce_weight", 0), ("softmax_weight", 0),
         ):

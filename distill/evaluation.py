@@ -18,6 +18,7 @@ from torch import Tensor
 from distill.metrics import GazeMetrics, HeadRows, HeadTruth, MetricAccumulator
 from distill.pictures import load_picture
 from distill.scenes import OUT, Scene
+from distill.source import refuse_outside
 from distill.views import IDENTITY
 from teachers.contract import GazeOutput
 
@@ -43,13 +44,19 @@ class SceneAnswer:
 def _opened(scene: Scene, size: tuple[int, int], exif: bool) -> tuple[Scene, Tensor]:
     picture = load_picture(scene.picture, exif=exif)
     height, width = picture.shape[:2]
-    return scene.normalised(width, height), IDENTITY.picture(picture, size)
+    flat = scene.normalised(width, height)
+    refuse_outside(scene, flat)
+    return flat, IDENTITY.picture(picture, size)
 
 
 def answers(
     model: GazeFunction, scenes: Sequence[Scene], *, batch_size: int = 16, workers: int = 2, device: str = "cpu", exif: bool = False
 ) -> Iterator[SceneAnswer]:
-    """The model's answer for every scene, in order; pictures are decoded ahead by ``workers`` threads."""
+    """The model's answer for every scene, in order; pictures are decoded ahead by ``workers`` threads.
+
+    ``exif`` turns pictures upright (see :func:`distill.pictures.decode`), as is right for those of the reader ``folder``. Raises
+    :class:`PictureError` for a picture that cannot be read, :class:`DataError` for a head box outside its picture.
+    """
     with ThreadPoolExecutor(workers, thread_name_prefix="evaluation") as pool:
         waiting: deque = deque()
         upcoming = iter(scenes)
@@ -119,13 +126,14 @@ def evaluate(
     batch_size: int = 16,
     workers: int = 2,
     device: str = "cpu",
+    exif: bool = False,
     advance: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Score ``model`` on ``scenes``; ``advance(1)`` is called for each picture done."""
+    """Score ``model`` on ``scenes``; ``advance(1)`` is called for each picture done. ``exif`` and what is raised: :func:`answers`."""
     accumulator = MetricAccumulator(protocol)  # type: ignore[arg-type]
     began = time.perf_counter()
     count = 0
-    for answer in answers(model, scenes, batch_size=batch_size, workers=workers, device=device):
+    for answer in answers(model, scenes, batch_size=batch_size, workers=workers, device=device, exif=exif):
         accumulator.add(answer.heatmap, answer.inout, truths(answer.scene))
         count += 1
         if advance is not None:

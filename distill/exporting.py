@@ -89,6 +89,7 @@ def batches(
     import torch
 
     from distill.pictures import load_picture
+    from distill.source import refuse_outside
     from distill.views import IDENTITY
     from students.parity import SceneBatch
 
@@ -99,7 +100,9 @@ def batches(
         images, boxes = [], []
         for scene in chosen:
             picture = load_picture(scene.picture, exif=exif)
-            boxes.append(scene.normalised(picture.shape[1], picture.shape[0]).boxes().astype(np.float32))
+            flat = scene.normalised(picture.shape[1], picture.shape[0])
+            refuse_outside(scene, flat)
+            boxes.append(flat.boxes().astype(np.float32))
             images.append(IDENTITY.picture(picture, size))
         counts = torch.tensor([len(each) for each in boxes])
         yield SceneBatch(

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from distill.augment import Augment
 from distill.errors import DataError
-from distill.pictures import load_picture
+from distill.pictures import decode, digest_bytes, read_bytes
 from distill.scenes import IN, OUT, Scene
+from distill.source import refuse_outside
 from distill.targets import gaussian_target
 from distill.views import View, ViewPolicy, choose_view
 from students.batch import Batch
@@ -36,6 +37,10 @@ class CachedAnswers(Protocol):
     def views(self) -> int: ...
 
     def read(self, key: str, view: int) -> Any: ...
+
+    def picture_digest(self, key: str, view: int) -> bytes:
+        """The digest of the picture's file that this view was answered from (see :func:`distill.pictures.digest_bytes`)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -119,14 +124,24 @@ class SceneBatches:
                 pool.shutdown(wait=True, cancel_futures=True)
 
     def _sample(self, scene: Scene, epoch: int) -> _Sample:
-        picture = load_picture(scene.picture, exif=self.exif)
+        data = read_bytes(scene.picture)
+        picture = decode(data, scene.picture, exif=self.exif)
         height, width = picture.shape[:2]
-        scene = scene.normalised(width, height)
+        flat = scene.normalised(width, height)
+        refuse_outside(scene, flat)
+        scene = flat
         teacher_heatmap = teacher_inout = None
         if self.cache is None:
             view = self.policy.view(scene, epoch)
         else:
-            cached = self.cache.read(scene.key, choose_view(self.seed, epoch, scene.key, self.cache.views))
+            number = choose_view(self.seed, epoch, scene.key, self.cache.views)
+            built, now = self.cache.picture_digest(scene.key, number), digest_bytes(data)
+            if built != now:
+                raise CacheError(
+                    f"the picture of scene {scene.key!r} has changed: the cache was built from {built.hex()}, {scene.picture} is now "
+                    f"{now.hex()}; put the old picture back, or build another cache with `distill cache build --out OTHER_PATH`"
+                )
+            cached = self.cache.read(scene.key, number)
             left, top, right, bottom, flip = (float(number) for number in cached.geometry)
             view = View(left, top, right, bottom, bool(flip))
             teacher_heatmap, teacher_inout = cached.heatmap, cached.inout
@@ -143,11 +158,11 @@ class SceneBatches:
             boxes = self.augment.boxes(boxes, generator)
         target = np.zeros((len(scene.heads), *self.heatmap_size), dtype=np.float32)
         has_target = np.zeros(len(scene.heads), dtype=bool)
-        for number, head in enumerate(scene.heads):
+        for row, head in enumerate(scene.heads):
             if head.points and head.inout != OUT:
                 points = view.points(np.array(head.points))
-                target[number] = gaussian_target([(float(x), float(y)) for x, y in points], self.heatmap_size)
-                has_target[number] = head.inout == IN
+                target[row] = gaussian_target([(float(x), float(y)) for x, y in points], self.heatmap_size)
+                has_target[row] = head.inout == IN
         inout = np.array([head.inout for head in scene.heads], dtype=np.float32)
         return _Sample(image, boxes, target, has_target, inout, teacher_heatmap, teacher_inout)
 

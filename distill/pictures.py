@@ -40,7 +40,8 @@ def decode(data: bytes, path: Path, *, exif: bool = False) -> np.ndarray:
             return np.asarray(picture.convert("RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise PictureError(
-            f"picture {path} cannot be decoded ({error}); replace the file, or leave its scenes out with --on-error skip"
+            f"picture {path} cannot be decoded ({error}); replace the file, or leave it out with `distill cache build --on-error skip` or "
+            "`distill predict --on-error skip`"
         ) from None
 
 

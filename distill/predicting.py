@@ -33,6 +33,7 @@ from PIL import Image
 
 from distill.errors import ConfigurationError, HeadsError, PictureError
 from distill.exporting import require_extra
+from distill.metrics import sigmoid
 from distill.pictures import load_picture
 from distill.readers.findings import Findings
 from distill.readers.folder import HEADS_FILE, list_pictures
@@ -288,11 +289,6 @@ def predict(
     )
 
 
-def _probability(logits: np.ndarray) -> np.ndarray:
-    # Written by the hyperbolic tangent, which overflows for no logit.
-    return 0.5 * (1.0 + np.tanh(0.5 * logits.astype(np.float64)))
-
-
 def _lines(answer: SceneAnswer, subjects: Subjects, places: Sequence[int], model: str) -> Iterator[dict[str, Any]]:
     from distill.errors import MetricError
     from distill.metrics import predicted_point
@@ -306,7 +302,7 @@ def _lines(answer: SceneAnswer, subjects: Subjects, places: Sequence[int], model
     for number, (head, place) in enumerate(zip(answer.scene.heads, places, strict=True)):
         x0, y0, x1, y1 = head.box
         x, y = (float(value) for value in points[number])
-        inout = None if answer.inout is None else float(_probability(answer.inout[number]))
+        inout = None if answer.inout is None else float(sigmoid(answer.inout[number]))
         if inout is not None and not np.isfinite(inout):
             raise MetricError(f"{answer.scene.key}: in/out of person {head.person} is not finite; the model that gave it is broken")
         yield {
@@ -316,7 +312,7 @@ def _lines(answer: SceneAnswer, subjects: Subjects, places: Sequence[int], model
             "point": [round(x * width, 3), round(y * height, 3)],
             "point_normalised": [x, y],
             "inout": inout,
-            "peak": float(_probability(answer.heatmap[number].max())),
+            "peak": float(sigmoid(answer.heatmap[number].max())),
             "model": model,
         }
 
@@ -369,8 +365,8 @@ def _draw(answer: SceneAnswer, path: Path) -> None:
     centres = predicted_point(answer.heatmap) + np.array([0.5 / columns, 0.5 / rows])
     people = [
         Person(
-            box=head.box, heatmap=_probability(answer.heatmap[number]), point=(float(centres[number, 0]), float(centres[number, 1])),
-            inout=None if answer.inout is None else float(_probability(answer.inout[number])), name=head.person,
+            box=head.box, heatmap=sigmoid(answer.heatmap[number]), point=(float(centres[number, 0]), float(centres[number, 1])),
+            inout=None if answer.inout is None else float(sigmoid(answer.inout[number])), name=head.person,
         )
         for number, head in enumerate(answer.scene.heads)
     ]

@@ -47,12 +47,13 @@ def points_digest(scene: Scene) -> bytes:
 def refuse_outside(scene: Scene, flat: Scene) -> None:
     """Raise :class:`DataError` for a head of ``scene`` that has no area left in ``flat``, the scene clamped to its picture."""
     assert flat.size is not None
-    for head, (left, top, right, bottom) in zip(scene.heads, (head.box for head in flat.heads), strict=True):
+    boxes = (head.box for head in flat.heads)
+    for number, (head, (left, top, right, bottom)) in enumerate(zip(scene.heads, boxes, strict=True)):
         if left >= right or top >= bottom:
             box = ", ".join(f"{value:g}" for value in head.box)
             raise DataError(
-                f"scene {scene.key}: head {head.person} with box {box} lies outside its picture {scene.picture} ({flat.size[0]} x "
-                f"{flat.size[1]} pixels); correct or delete its line, or leave the scene out with --on-error skip"
+                f"scene {scene.key}: head {head.person or number} with box {box} lies outside its picture {scene.picture} ({flat.size[0]} x "
+                f"{flat.size[1]} pixels); correct or delete its line (`distill cache build --on-error skip` leaves such scenes out of a cache)"
             )
 
 

@@ -7,7 +7,7 @@ A run directory holds ``config.json`` (resolved), ``plan.json``, ``metrics.jsonl
 from __future__ import annotations
 
 import json
-import shlex
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from distill.augment import Augment
+from distill.cached_teacher import CachedTeacher, data_of_cache, open_cached_teacher
 from distill.configuration import RunConfig
 from distill.console import warn
 from distill.errors import ConfigurationError, DataError
@@ -25,8 +26,7 @@ from distill.evaluation import evaluate, protocol_of
 from distill.feeding import SceneBatches
 from distill.readers import open_data
 from distill.runlog import RunLog, writing
-from distill.scenes import Scene, SceneSet
-from distill.source import SceneSource
+from distill.scenes import Scene
 from distill.views import ViewPolicy
 from schedules.plan import Plan, compile_plan
 from schedules.stages import Stages, discover_stages
@@ -34,8 +34,6 @@ from students.catalogue import build_student, student_config
 from students.errors import RunError
 from students.losses import LossWeights
 from students.trainer import Record, Trainer, TrainOptions
-from teachers.cache.format import Manifest
-from teachers.cache.reader import CacheReader
 from teachers.model import GazeModel
 from teachers.pretrained import load_pretrained_backbone
 from teachers.weights import load_model, load_strictly, write_atomically
@@ -58,9 +56,20 @@ def make_accelerator(config: RunConfig, run: Path) -> Accelerator:
     if config.use_amp:
         gpu = torch.cuda.is_available() and config.device != "cpu"
         precision = "bf16" if not gpu or torch.cuda.is_bf16_supported() else "fp16"
-    return Accelerator(
-        cpu=config.device == "cpu", mixed_precision=precision, log_with=_trackers(config.tracker), project_dir=run
+    # Launched by torchrun on a machine without a GPU, accelerate joins the processes only if it is told to use the CPU.
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    cpu = config.device == "cpu" or (world > 1 and not torch.cuda.is_available())
+    if cpu and world > 1:
+        os.environ["ACCELERATE_USE_CPU"] = "1"
+    accelerator = Accelerator(
+        cpu=cpu, mixed_precision=precision, log_with=_trackers(config.tracker), project_dir=run
     )
+    if accelerator.num_processes != world:
+        raise ConfigurationError(
+            f"{world} processes were launched, but they are not joined ({accelerator.num_processes} here); launch with `accelerate "
+            "launch` on GPUs, with `ACCELERATE_USE_CPU=1 torchrun` on a CPU"
+        )
+    return accelerator
 
 
 def _trackers(wanted: str) -> list[str] | None:
@@ -96,40 +105,6 @@ def stored_model_path(path: Path) -> Path:
     return path / "student" if (path / "student" / "model.json").exists() else path
 
 
-def data_of_cache(path: str) -> str:
-    """The data set that a cache was built from, where a run names none."""
-    words = shlex.split(Manifest.load(Path(path)).command) if path else []
-    if "--data" not in words[:-1]:
-        raise ConfigurationError("no data set is given: set data in [data], or --data PATH")
-    return words[words.index("--data") + 1]
-
-
-def open_cache(path: str, scenes: SceneSet) -> tuple[CacheReader, ViewPolicy, tuple[Scene, ...], list[str]]:
-    """The cache for these scenes, its view policy, the scenes that it has answers for, and what must be said of the rest.
-
-    Refuses a cache of another data set, changed annotations, and scenes that the cache lacks; scenes that were skipped when it
-    was built are left out, with a count.
-    """
-    reader = CacheReader(Path(path))
-    try:
-        policy = ViewPolicy(**reader.manifest.source["views"])
-    except (KeyError, TypeError) as error:
-        raise RunError(f"cache {path} names no view policy that this version knows ({error}); build it again") from None
-    source = SceneSource(scenes, policy)
-    reader.check(source_identity=source.identity, mend=source.mend)
-    reader.check_annotations(source)
-    coverage = reader.covers(source.keys)
-    if coverage.missing:
-        raise RunError(
-            f"cache {path} lacks {len(coverage.missing)} of {len(source.keys)} training scenes (first: {coverage.missing[0]}); run "
-            f"`{source.mend} --out {path}` with the same teacher to add them"
-        )
-    skipped = set(coverage.skipped)
-    kept = tuple(scene for scene in scenes.scenes if scene.key not in skipped)
-    notes = [f"{len(skipped)} scenes were skipped when cache {path} was built and are not trained on"] if skipped else []
-    return reader, policy, kept, notes
-
-
 def prepare_run(config: RunConfig, run: Path, *, resuming: bool) -> None:
     """Refuse a run directory that already holds a run (when starting), or that holds none (when resuming)."""
     held = (run / "config.json").exists()
@@ -158,26 +133,30 @@ class Run:
         self.validation = self._validation_scenes()
         self.accelerator = make_accelerator(config, self.path)
         set_seed(config.seed)
-        cache: CacheReader | None = None
-        policy, kept = ViewPolicy(seed=config.seed), self.scenes.scenes
-        notes: list[str] = []
-        if config.cache:
-            cache, policy, kept, notes = open_cache(config.cache, self.scenes)
-        for note in notes:
-            warn(note)
-        lineage = self._lineage(cache, len(kept))
         self.model, origin = initial_student(config)
+        teacher: CachedTeacher | None = None
+        policy, kept = ViewPolicy(seed=config.seed), self.scenes.scenes
+        if config.cache:
+            teacher = open_cached_teacher(config.cache, self.scenes, self.model.heatmap_size, config.views)
+            policy, kept = teacher.policy, teacher.scenes
+            self.config = config = replace(config, views=teacher.views)
+            for note in teacher.notes:
+                warn(note)
+        lineage = self._lineage(teacher)
         self.batches = SceneBatches(
             kept, policy=policy, input_size=self.model.input_size, heatmap_size=self.model.heatmap_size,
-            batch_size=config.batch_size, seed=config.seed, lineage=lineage, cache=cache,
+            batch_size=config.batch_size, seed=config.seed, lineage=lineage, cache=teacher,
             augment=_augment(config.augment), rank=self.accelerator.process_index, world=self.accelerator.num_processes,
             workers=config.workers, exif=self.scenes.reader == "folder",
         )
         self.stages: Stages = discover_stages(self.model.backbone)
         plan_config = config.plan_config(self.batches.steps_per_epoch)
         self.plan: Plan = compile_plan(plan_config, self.stages.blocks)
-        if cache is None and any(line.distill_weight for line in self.plan.epochs_table):
+        taught = max(plan_config.weight_curve.levels()) > 0
+        if taught and teacher is None:
             raise ConfigurationError("distill_weight is not 0 but there is no teacher: give --cache PATH, or --distill-weight 0")
+        if teacher is not None and not taught:
+            warn("a cache is given but distill_weight is 0: the teacher is not listened to; set --distill-weight, e.g. 1.0")
         self.facts = {
             "name": config.student, "run": config.name, "config": config.to_json(), "lineage": lineage, **origin
         }
@@ -186,27 +165,27 @@ class Run:
             self.model, self.stages, self.plan, self.batches, self.path, self.accelerator,
             options=_train_options(config),
             weights=LossWeights(inout=config.inout_weight, bce=config.bce_weight, softmax=config.softmax_weight),
-            validate=self.validate, report=self.log, facts=self.facts,
+            validate=self.validate if self.validation else None, report=self.log, facts=self.facts,
         )
 
     def _validation_scenes(self) -> tuple[Scene, ...]:
         config = self.config
+        if self.scenes.reader == "folder":
+            warn("pictures without gaze labels: nothing to validate on, the newest student is kept; score it on labelled data")
+            return ()
         scenes = open_data(config.data, config.val_split).scenes
         overlap = {scene.key for scene in scenes} & {scene.key for scene in self.scenes.scenes}
-        if overlap and self.scenes.reader != "folder":
+        if overlap:
             raise DataError(
                 f"{len(overlap)} scenes are in both {config.train_split} and {config.val_split} (first: {min(overlap)}); choose "
                 "splits that do not overlap"
             )
         return scenes[: config.val_scenes] if config.val_scenes else scenes
 
-    def _lineage(self, cache: CacheReader | None, scenes: int) -> dict[str, Any]:
+    def _lineage(self, teacher: CachedTeacher | None) -> dict[str, Any]:
         lineage: dict[str, Any] = {"data": self.scenes.digest(), "reader": self.scenes.reader, "split": self.config.train_split}
-        if cache is not None:
-            lineage["cache"] = cache.manifest.identity_digest()
-            lineage["teacher"] = cache.manifest.teacher
-            # A cache may have grown between a kill and a resumption, and both decide which view is shown at which step.
-            lineage["views"], lineage["scenes"] = cache.views, scenes
+        if teacher is not None:
+            lineage |= teacher.lineage()
         return lineage
 
     def validate(self, model: GazeModel) -> Mapping[str, float | None]:

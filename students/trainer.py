@@ -77,7 +77,7 @@ class Trainer:
         *,
         options: TrainOptions,
         weights: LossWeights,
-        validate: Callable[[GazeModel], Mapping[str, float | None]],
+        validate: Callable[[GazeModel], Mapping[str, float | None]] | None,
         report: Callable[[Record], None],
         facts: Mapping[str, Any],
     ) -> None:
@@ -116,6 +116,7 @@ class Trainer:
                 # Never between an epoch's last step and its end: a run resumed there would skip the validation.
                 every = self.options.checkpoint_steps
                 if every and self.step % every == 0 and self.step % self.plan.config.steps_per_epoch:
+                    self._average_buffers()  # so that all processes go on from what the checkpoint holds
                     self._save()
             self._end_epoch(epoch, time.perf_counter() - started)
         return self._emit(
@@ -175,7 +176,9 @@ class Trainer:
         self._save()
 
     def _validate(self, epoch: int) -> None:
-        if self.accelerator.is_main_process:
+        if self.accelerator.is_main_process and self.validate is None:
+            self._keep_student({})
+        elif self.accelerator.is_main_process and self.validate is not None:
             self.model.eval()
             with torch.inference_mode():
                 metrics = dict(self.validate(self.model))
@@ -189,11 +192,13 @@ class Trainer:
             best = self.best is None or (value > self.best if higher else value < self.best)
             if best:
                 self.best, self.best_step = value, self.step
-                name = str(self.facts.get("name", self.run.name))
-                facts = {**self.facts, "step": self.step, "validation": metrics}
-                save_model(self.run / "student", self.model, name, facts)
+                self._keep_student(metrics)
             self._emit("validation", epoch=epoch, best=best, **metrics)
         self.accelerator.wait_for_everyone()
+
+    def _keep_student(self, metrics: Mapping[str, float | None]) -> None:
+        facts = {**self.facts, "step": self.step, **({"validation": dict(metrics)} if metrics else {})}
+        save_model(self.run / "student", self.model, str(self.facts.get("name", self.run.name)), facts)
 
     def _open_stages(self, epoch: int, *, announce: bool) -> None:
         """Bring every stage to the state that the plan wants at ``epoch``: open and training, or frozen."""

@@ -301,9 +301,9 @@ def test_few_maps_are_open_and_a_pickled_reader_reads_the_same(tmp_path: Path) -
     build(cache, source, scenes_per_shard=1)
     reader = CacheReader(cache, open_shards=3)
     maps = {key: reader.read(key, 1).heatmap for key in source.keys}
-    assert len(reader._open) == 3
+    assert len(reader._table.open) == 3
     other = pickle.loads(pickle.dumps(reader))
-    assert not other._open
+    assert not other._table.open
     assert all(np.array_equal(other.read(key, 1).heatmap, maps[key]) for key in reversed(source.keys))
     row = other.read(source.keys[2], 1)
     row.heatmap[:] = 0.0

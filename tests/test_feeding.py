@@ -17,7 +17,7 @@ from torch import Tensor
 from distill.augment import Augment
 from distill.errors import DataError, PictureError
 from distill.feeding import AHEAD, SceneBatches
-from distill.pictures import load_picture
+from distill.pictures import digest_bytes, load_picture
 from distill.scenes import IN, OUT, UNKNOWN, Head, Scene
 from distill.targets import gaussian_target
 from distill.views import View, ViewPolicy, choose_view
@@ -50,10 +50,14 @@ class FakeCache:
     def __init__(self, scenes: list[Scene], views: int = 3, *, size: int = 8, inout: bool = True) -> None:
         self.views, self.size, self.inout = views, size, inout
         self.heads = {scene.key: len(scene.heads) for scene in scenes}
+        self.pictures = {scene.key: digest_bytes(scene.picture.read_bytes()) for scene in scenes}
         self.asked: list[tuple[str, int]] = []
 
     def view(self, key: str, number: int) -> View:
         return View(0.125 * number, 0.0, 1.0, 1.0 - 0.125 * int(key[:3]) % 0.5, number == 2)
+
+    def picture_digest(self, key: str, view: int) -> bytes:
+        return self.pictures[key]
 
     def read(self, key: str, view: int) -> CachedView:
         self.asked.append((key, view))
@@ -208,6 +212,41 @@ def test_a_changed_annotation_is_refused(scenes: list[Scene]) -> None:
     cache.heads[scenes[4].key] += 1
     with pytest.raises(CacheError, match=r"scene 004\.png has 1 heads, the cache 2: .* `distill cache build`"):
         list(make_batches(scenes, cache=cache, batch_size=11).batches(0, 0))
+
+
+def test_a_picture_that_was_replaced_after_the_cache_was_built_is_refused(tmp_path: Path) -> None:
+    from teachers.cache.ensemble import open_caches
+
+    here = make_scenes(tmp_path / "pictures", 5)
+    for name in "ab":
+        build(tmp_path / name, make_source(here))
+    whole = here[3].picture.read_bytes()
+    pixels = load_picture(here[3].picture)
+    Image.fromarray(pixels).save(here[3].picture, compress_level=0)  # the same pixels, another file
+    changed = here[3].picture.read_bytes()
+    told = rf"picture of scene '003\.png' has changed: .* {digest_bytes(whole).hex()}, .*003\.png is now {digest_bytes(changed).hex()}; .*`distill cache build"
+    for specs in ([f"{tmp_path}/a"], [f"{tmp_path}/a:2", f"{tmp_path}/b"]):
+        source = make_batches(here, policy=ViewPolicy(), cache=open_caches(specs), batch_size=5)
+        with pytest.raises(CacheError, match=told):
+            list(source.batches(0, 0))
+        here[3].picture.write_bytes(whole)
+        assert len(list(source.batches(0, 0))) == 1
+        here[3].picture.write_bytes(changed)
+    build(tmp_path / "new", make_source(here))
+    mixed = open_caches([f"{tmp_path}/a", f"{tmp_path}/new"])
+    assert mixed.picture_digest("002.png", 1) == digest_bytes(here[2].picture.read_bytes())
+    with pytest.raises(CacheError, match=rf"'003\.png' is not the same in caches .*a \({digest_bytes(whole).hex()}\) and .*new"):
+        mixed.picture_digest("003.png", 1)
+    with pytest.raises(CacheError, match="'stranger' is not in cache"):
+        mixed.picture_digest("stranger", 1)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_box_outside_its_picture_is_refused(scenes: list[Scene], cached: bool) -> None:
+    outside = replace(scenes[2], heads=(Head((1.2, 0.1, 1.4, 0.3)), *scenes[2].heads[1:]))
+    source = make_batches([outside], batch_size=1, cache=FakeCache(scenes) if cached else None)
+    with pytest.raises(DataError, match=r"scene 002\.png: .* box 1\.2, 0\.1, 1\.4, 0\.3 lies outside .*`distill cache build --on-error skip`"):
+        next(source.batches(0, 0))
 
 
 def test_maps_of_another_size_are_resampled_bilinearly_as_logits(scenes: list[Scene]) -> None:

@@ -14,7 +14,8 @@ examples:
   distill train recipes/demo.toml --cache caches/scenes
   distill train recipes/gentle_finetune.toml --data gazefollow:/path --cache caches/gf --batch-size 32 --use-amp
   distill train --resume runs/demo
-  torchrun --nproc-per-node 2 -m distill train recipes/demo.toml        (CPU; on GPUs: accelerate launch -m distill train ...)
+  accelerate launch -m distill train RUN.toml                                         one process per GPU
+  ACCELERATE_USE_CPU=1 torchrun --nproc-per-node 2 -m distill train RUN.toml          several processes on a CPU
 """
 
 
@@ -63,6 +64,7 @@ def resumed_config(run_dir: Path, overrides: dict[str, Any], *, override: bool) 
     With ``override`` the command line wins. Prolonging a run keeps the length that its rates were planned for.
     """
     import json
+    from dataclasses import replace
 
     from distill.configuration import config_from_sections
     from distill.console import warn
@@ -80,10 +82,17 @@ def resumed_config(run_dir: Path, overrides: dict[str, Any], *, override: bool) 
     sections["run"]["name"], sections["run"]["runs"] = run_dir.resolve().name, str(run_dir.resolve().parent)
     saved = config_from_sections(sections, str(path))
     wanted = saved.to_json()
+    plan = saved.plan_config(1).to_dict()
     for name, value in overrides.items():
         section = next((s for s, entries in wanted.items() if name in entries), "schedule")
         before = wanted[section].get(name)
-        if before == value:
+        if section == "schedule":
+            # Values may be spelt differently (0.3 and "0.3", 5 and "5 epochs") or left to their defaults: compare what is meant.
+            asked = replace(saved, schedule={**saved.schedule, name: value}).plan_config(1).to_dict()
+            before = plan[name]
+            if asked[name] == before:
+                continue
+        elif before == value:
             continue
         if not override:
             warn(f"--{name.replace('_', '-')} {value} differs from the run's own {before}, which is kept; --override makes {value} win")

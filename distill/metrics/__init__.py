@@ -11,7 +11,7 @@ Bad input (a heatmap that is not finite, a shape that does not fit) raises :clas
 becomes a score. What is undefined (AP of one class, AUC without an in-frame head) is ``None`` in a table.
 """
 
-from distill.metrics.accumulator import GazeMetrics, HeadRows, HeadTruth, MetricAccumulator, Protocol
+from distill.metrics.accumulator import GazeMetrics, HeadRows, HeadTruth, MetricAccumulator, Protocol, sigmoid
 from distill.metrics.distances import (
     PointErrors,
     angular_error,
@@ -43,5 +43,6 @@ __all__ = [
     "prevalence",
     "resize_bilinear",
     "roc_auc",
+    "sigmoid",
     "vat_auc",
 ]

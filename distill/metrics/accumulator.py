@@ -176,7 +176,7 @@ class MetricAccumulator:
         return self.rows().metrics()
 
     def _auc(self, logits: np.ndarray, points: np.ndarray, head: HeadTruth) -> float:
-        probabilities = _sigmoid(logits)
+        probabilities = sigmoid(logits)
         try:
             if self.protocol == "gazefollow":
                 return gazefollow_auc(probabilities, points, head.width, head.height)
@@ -200,8 +200,8 @@ class MetricAccumulator:
             )
 
 
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Probabilities float64; 0.5·(1 + tanh(x/2)) would lose the small ones, this form keeps them."""
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Probabilities float64 of logits of any shape, without overflow; 0.5·(1 + tanh(x/2)) would lose the small ones, this form keeps them."""
     values = np.asarray(logits, dtype=np.float64)
     small = np.exp(-np.abs(values))
     return np.where(values >= 0, 1.0, small) / (1.0 + small)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from teachers.cache.format import canonical, differences
-from teachers.cache.reader import CachedView, CacheReader, Coverage
+from teachers.cache.reader import CachedView, CacheReader, Coverage, maps_to_hold
 from teachers.contract import ViewSource
 from teachers.errors import CacheError
 
@@ -123,6 +123,18 @@ class CacheEnsemble:
         for reader in self.readers:
             reader.check_annotations(source)
 
+    def picture_digest(self, key: str, view: int) -> bytes:
+        """As :meth:`CacheReader.picture_digest`; :class:`CacheError` if the members were built from different pictures."""
+        first = self.readers[0].picture_digest(key, view)
+        for reader in self.readers[1:]:
+            other = reader.picture_digest(key, view)
+            if other != first:
+                raise CacheError(
+                    f"the picture of scene {key!r} is not the same in caches {self.readers[0].path} ({first.hex()}) and {reader.path} "
+                    f"({other.hex()}); build the one of the old picture again with `distill cache build --out OTHER_PATH`"
+                )
+        return first
+
     def read(self, key: str, view: int) -> CachedView:
         """The weighted mean of the members' rows; :class:`CacheError` if they hold other boxes or another geometry."""
         parts = [reader.read(key, view) for reader in self.readers]
@@ -155,13 +167,18 @@ def _resampled(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def open_caches(specs: Sequence[str], space: Space = "logit") -> CacheReader | CacheEnsemble:
-    """Open ``PATH`` or ``PATH:WEIGHT`` specs, as ``--cache`` takes them: one is a reader, several are an ensemble."""
+    """Open caches, each given as ``PATH`` or ``PATH:WEIGHT`` (without a weight: 1).
+
+    ``distill train --cache A:0.6,B:0.4`` is ``["A:0.6", "B:0.4"]`` here. One cache is a :class:`CacheReader`, several are a
+    :class:`CacheEnsemble`, which averages in ``space``. Raises :class:`CacheError`.
+    """
     members = []
+    maps = maps_to_hold(max(len(specs), 1))
     for spec in specs:
         path, colon, weight = spec.rpartition(":")
         if colon and not Path(spec).exists():
             try:
-                members.append((CacheReader(path), float(weight)))
+                members.append((CacheReader(path, open_shards=maps), float(weight)))
             except ValueError as error:
                 if isinstance(error, CacheError):
                     raise
@@ -169,7 +186,7 @@ def open_caches(specs: Sequence[str], space: Space = "logit") -> CacheReader | C
                     f"--cache {spec}: weight {weight!r} is no number; write PATH:WEIGHT, such as caches/a:0.6"
                 ) from None
         else:
-            members.append((CacheReader(spec), 1.0))
+            members.append((CacheReader(spec, open_shards=maps), 1.0))
     if not members:
         raise CacheError("no cache was given; build one with `distill cache build` and pass it with --cache")
     return members[0][0] if len(members) == 1 else CacheEnsemble(members, space)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -30,6 +31,9 @@ from teachers.contract import ViewSource
 from teachers.errors import CacheError
 
 
+MAPS = 2048  # shards that are held mapped at most
+
+
 class _OpenShard:
     """A mapped shard with what a row needs at hand."""
 
@@ -46,34 +50,64 @@ class _OpenShard:
         )
 
 
+def maps_to_hold(readers: int = 1) -> int:
+    """How many maps each of ``readers`` readers may hold: together a quarter of the files that a process may have open.
+
+    A map keeps its file open, and beyond some thousands there is nothing to gain: mapping a shard again takes 0.1 ms.
+    """
+    try:
+        import resource
+    except ImportError:
+        # Windows knows no such limit.
+        return MAPS // readers
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    allowed = MAPS if soft == resource.RLIM_INFINITY else min(soft // 4, MAPS)
+    return max(allowed // readers, 1)
+
+
+class _Table:
+    """A process's open shards, and what was checked of each shard: 1 its index, 2 its payload as well (a byte a shard)."""
+
+    __slots__ = ("checked", "lock", "open", "process")
+
+    def __init__(self, process: int, shards: int) -> None:
+        self.process, self.lock = process, threading.RLock()
+        self.open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self.checked = bytearray(shards)
+
+
 class CacheReader:
     """A cache, open for reading: ``scenes`` scenes, each with ``views`` views, numbered from 0.
 
     Opening reads ``cache.json`` alone. A shard is mapped when it is first needed; its digest is checked at a process's first
-    read of it. At most ``open_shards`` maps are held. The reader may be forked or pickled: each process opens its own
-    shards and checks them itself. Memory: 20 bytes a scene, and the open shards' tables.
+    read of it. At most ``open_shards`` maps are held (default: :func:`maps_to_hold`). Any number of threads may read at once. The
+    reader may be forked or pickled: each process opens its own shards and checks them itself. Memory: 20 bytes a scene, and
+    the open shards' tables.
     """
 
-    def __init__(self, path: Path | str, *, open_shards: int = 256) -> None:
+    def __init__(self, path: Path | str, *, open_shards: int | None = None) -> None:
         self.path = Path(path)
         self.manifest = Manifest.load(self.path)
         self.views, self.scenes = self.manifest.views, self.manifest.scenes
         self._codec = codec_named(self.manifest.codec)
-        self._limit = open_shards
+        self._limit = maps_to_hold() if open_shards is None else open_shards
         self._shards = f"{self.path / SHARDS}{os.sep}"
         digests_in_order = np.frombuffer(self.manifest.key_bytes(), dtype=">u8").astype(np.uint64)
         self._order = np.argsort(digests_in_order, kind="stable").astype(np.uint32)
         self._sorted = digests_in_order[self._order]
         self._forget()
 
-    def _forget(self) -> None:
-        self._process = os.getpid()
-        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
-        # One byte a shard: 1 its index was checked, 2 its payload as well.
-        self._checked = bytearray(self.manifest.shards)
+    def _forget(self) -> _Table:
+        # Set at once, lock and all: threads of a forked process may meet here, and the lock may have been forked while held.
+        table = self._table = _Table(os.getpid(), self.manifest.shards)
+        return table
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict(), "_checked": bytearray(), "_process": -1}
+        return {name: value for name, value in self.__dict__.items() if name != "_table"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
 
     @property
     def has_inout(self) -> bool:
@@ -166,6 +200,11 @@ class CacheReader:
         sizes = [file.stat().st_size for file in directory.glob("[0-9]*.safetensors")] if directory.is_dir() else []
         return sum(sizes) + (self.path / MANIFEST).stat().st_size
 
+    def picture_digest(self, key: str, view: int) -> bytes:
+        """The 16-byte digest of the picture's file that view ``view`` of a scene was built from; :class:`CacheError` as :meth:`read`."""
+        opened, index, _ = self._find(key, view, payload=False)
+        return opened.digests[index, 0].tobytes()
+
     def digests(self, position: int, view: int = 0) -> SceneDigests:
         """The digests that were recorded for the scene at ``position`` when its shard for ``view`` was built."""
         shard, index, _ = self.manifest.locate(position, view)
@@ -254,6 +293,18 @@ class CacheReader:
         Raises :class:`CacheError` for a scene or view that the cache does not have, a skipped scene, and a shard that is missing or
         damaged.
         """
+        opened, index, column = self._find(key, view)
+        row = index * opened.span.views + column
+        start, stop = int(opened.offsets[row]), int(opened.offsets[row + 1])
+        return CachedView(
+            self._codec.decode(opened.tensors, start, stop),
+            None if opened.inout is None else opened.inout[start:stop].copy(),
+            opened.boxes[start:stop].copy(),
+            opened.geometry[index, column].copy(),
+        )
+
+    def _find(self, key: str, view: int, payload: bool = True) -> tuple[_OpenShard, int, int]:
+        """(open shard, scene within it, view within it) of a view that the cache has and did not skip."""
         position = self.position(key)
         if position is None:
             raise CacheError(
@@ -265,19 +316,12 @@ class CacheReader:
                 f"run `distill cache build --views {view + 1} --out {self.path}`"
             )
         shard, index, column = self.manifest.locate(position, view)
-        opened = self._shard(shard)
+        opened = self._shard(shard, payload)
         if opened.skipped[index]:
             raise CacheError(
                 f"scene {key!r} was skipped when cache {self.path} was built; leave it out, or mend its picture: {self._rebuild(shard)}"
             )
-        row = index * opened.span.views + column
-        start, stop = int(opened.offsets[row]), int(opened.offsets[row + 1])
-        return CachedView(
-            self._codec.decode(opened.tensors, start, stop),
-            None if opened.inout is None else opened.inout[start:stop].copy(),
-            opened.boxes[start:stop].copy(),
-            opened.geometry[index, column].copy(),
-        )
+        return opened, index, column
 
     def shard_tensors(self, shard: int) -> Mapping[str, np.ndarray]:
         """A shard's tensors as the format defines them, memory-mapped and checked; for tools that look at the whole."""
@@ -295,31 +339,37 @@ class CacheReader:
 
     def _shard(self, shard: int, payload: bool = True) -> _OpenShard:
         """An open shard whose index, and with ``payload`` everything, was checked in this process."""
-        if self._process != os.getpid():
-            self._forget()
-        opened = self._open.get(shard)
-        if opened is not None and self._checked[shard] >= 1 + payload:
-            self._open.move_to_end(shard)
-            return opened
+        table = self._table
+        if table.process != os.getpid():
+            table = self._forget()
+        wanted = 2 if payload else 1
+        with table.lock:
+            opened, checked = table.open.get(shard), table.checked[shard]
+            if opened is not None and checked >= wanted:
+                table.open.move_to_end(shard)
+                return opened
+        # Files are opened and digests computed outside of the lock: at worst two threads check the same shard.
         path = f"{self._shards}{shard_name(shard)}"
         if opened is None:
-            file = ShardFile.open(path, lambda: self._rebuild(shard), checked=self._checked[shard] > 0)
+            file = ShardFile.open(path, lambda: self._rebuild(shard), checked=checked > 0)
             span = self.manifest.span(shard)
-            if not self._checked[shard]:
+            if not checked:
                 self._check_index(file, span, path)
-            opened = self._open[shard] = _OpenShard(file, span)
-            self._checked[shard] = max(self._checked[shard], 1)
-            while len(self._open) > self._limit:
-                self._open.popitem(last=False)
-        if payload and self._checked[shard] < 2:
+            opened = _OpenShard(file, span)
+        if checked < wanted == 2:
             found = tensor_digest(opened.tensors)
             if opened.payload != found:
                 raise CacheError(
                     f"shard {path} is damaged: its payload's digest is {found}, it states {opened.payload}; "
                     f"{self._rebuild(shard)}"
                 )
-            self._checked[shard] = 2
-        self._open.move_to_end(shard)
+        with table.lock:
+            if wanted >= table.checked[shard] or shard not in table.open:
+                table.open[shard] = opened
+            table.checked[shard] = max(table.checked[shard], wanted)
+            table.open.move_to_end(shard)
+            while len(table.open) > self._limit:
+                table.open.popitem(last=False)
         return opened
 
     def _check_index(self, file: ShardFile, span: Span, path: str) -> None:
