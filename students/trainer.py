@@ -29,7 +29,7 @@ from schedules.optimizer import (
 from schedules.plan import Plan, PlanPoint
 from schedules.stages import Stages
 from students.batch import Batch, BatchSource
-from students.checkpoint import Checkpoint, newest_intact, save_checkpoint
+from students.checkpoint import Checkpoint, checkpoints, newest_intact, save_checkpoint
 from students.errors import RunError, TrainingError
 from students.losses import HeadCounts, Losses, LossWeights, gaze_losses, mass_near_peak
 from teachers.model import GazeModel
@@ -103,7 +103,7 @@ class Trainer:
         """Train from the current step to the end; returns the ``end`` record."""
         begin = time.perf_counter()
         self._emit("start", total=self.total_steps, steps_per_epoch=self.plan.config.steps_per_epoch)
-        if self.step == 0:
+        if not checkpoints(self.run):
             self._save()  # a run that is killed in its first epoch can be resumed too
         while self.step < self.total_steps:
             epoch, first = divmod(self.step, self.plan.config.steps_per_epoch)

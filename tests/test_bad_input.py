@@ -96,18 +96,22 @@ ANNOTATIONS = "train_annotations_release.txt"
 @pytest.mark.parametrize("damage", ["missing", "cut", "no picture"])
 def test_a_picture_that_cannot_be_read(damage: str, world: World, refused: Refusals) -> None:
     picture = world.data / FIRST
+    whole = picture.read_bytes()
     if damage == "missing":
         picture.unlink()
     else:
-        picture.write_bytes(picture.read_bytes()[:300] if damage == "cut" else b"hello")
+        picture.write_bytes(whole[:300] if damage == "cut" else b"hello")
     word = "does not exist; check" if damage == "missing" else "cannot be decoded"
     error = refused(*cache_arguments(world, out=world.cache.parent / "new"), new="world/new")
     assert f"picture {picture} {word}" in error
     run = world.cache.parent / "run"
     error = refused(*world.arguments(run), new="world/run")
     assert f"picture {picture} {word}" in error
-    # Once the picture is back the run goes on from its first moment.
+    # Another picture in its place is not what the teacher saw; once the old one is back the run goes on from its first moment.
     shutil.copy(world.data / "train/00000000/00000001.jpg", picture)
+    assert main(["train", "--resume", str(run)]) == 2
+    assert f"the picture of scene {FIRST!r} has changed" in refused.capsys.readouterr().err
+    picture.write_bytes(whole)
     assert newest_intact(run)[0].facts["step"] == 0
     assert main(["train", "--resume", str(run)]) == 0
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import resource
+import signal
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -43,8 +45,13 @@ def test_threads_read_many_shards_at_random_through_two_maps(cache: Path) -> Non
             assert shared.picture_digest(key, view) == shared.digests(keys().index(key), view).picture
         return seed
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        assert list(pool.map(read_much, range(THREADS))) == list(range(THREADS))
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(THREADS) as pool:
+            assert list(pool.map(read_much, range(THREADS))) == list(range(THREADS))
+    finally:
+        sys.setswitchinterval(interval)
     assert len(shared._table.open) == 2 and set(shared._table.checked) == {2}
 
 
@@ -78,27 +85,24 @@ def test_a_forked_reader_does_not_wait_for_a_lock_that_was_held(cache: Path) -> 
         child = os.fork()
         if child == 0:
             code = 1
+            signal.alarm(10)  # waiting would be for ever
             try:
-                with ThreadPoolExecutor(2) as inside:
-                    rows = list(inside.map(lambda _: reader.read("002.png", 1).heatmap, range(8)))
-                code = 0 if all(np.array_equal(row, right) for row in rows) else 1
+                code = 0 if np.array_equal(reader.read("002.png", 1).heatmap, right) else 1
             finally:
                 os._exit(code)
         pool.submit(reader._table.lock.release).result()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_maps_leave_descriptors_for_the_rest(cache: Path) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
-        assert (maps_to_hold(), maps_to_hold(3), maps_to_hold(100)) == (16, 5, 1)
-        reader = CacheReader(cache)
-        for key in keys():
-            reader.read(key, 0)
-        assert len(reader._table.open) == 16
-        several = open_caches([str(cache)] * 2)
-        assert [each._limit for each in several.readers] == [8, 8]  # type: ignore[union-attr]
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert maps_to_hold() <= MAPS
+def test_maps_leave_descriptors_for_the_rest(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 1 <= maps_to_hold() <= MAPS
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 4096))
+    assert (maps_to_hold(), maps_to_hold(3), maps_to_hold(100)) == (16, 5, 1)
+    reader = CacheReader(cache)
+    for key in keys():
+        reader.read(key, 0)
+    assert len(reader._table.open) == 16
+    several = open_caches([str(cache)] * 2)
+    assert [each._limit for each in several.readers] == [8, 8]  # type: ignore[union-attr]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert maps_to_hold() == MAPS

@@ -289,10 +289,14 @@ def test_another_cache_is_refused(run: Path, world: World, tmp_path: Path, capsy
     assert "another cache (cache: " in error and "resume with the same --data and --cache" in error
 
 
-def test_a_cache_that_has_grown_is_refused_as_other_views_would_be_shown(run: Path, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cache_that_has_grown_does_not_change_the_run(run: Path, world: World, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     grown = Path(shutil.copytree(world.cache, tmp_path / "grown"))
     assert main(cache_arguments(world, out=grown, views=3)) == 0
-    assert "(views: 2 there, 3 here)" in refused(["train", "--resume", str(run), "--override", "--cache", str(grown)], capsys)
+    more = ["train", "--resume", str(run), "--override", "--cache", str(grown)]
+    assert "(views: 2 there, 3 here)" in refused([*more, "--views", "3"], capsys)
+    cut(checkpoints(run)[0])
+    assert main(more) == 0
+    assert_same_run(finished, run)
 
 
 def test_a_recipe_is_not_mixed_with_a_resumption(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

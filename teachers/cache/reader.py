@@ -30,7 +30,6 @@ from teachers.cache.writer import shard_metadata
 from teachers.contract import ViewSource
 from teachers.errors import CacheError
 
-
 MAPS = 2048  # shards that are held mapped at most
 
 
