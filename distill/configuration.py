@@ -43,6 +43,7 @@ class RunConfig:
     student: str = _option("student", "lite0_tiny", "name in the catalogue (`distill students list`)")
     student_weights: str = _option("student", "", "start from a stored student's or run's weights")
     backbone_weights: str = _option("student", "", "file with the backbone's pretrained weights (timm's names)")
+    backbone_from: str = _option("student", "", "start from this teacher's backbone (same network, cut where the student is cut)")
     random_backbone: bool = _option("student", False, "start the backbone from noise instead of pretrained weights")
     data: str = _option("data", "", "data set: a path, gazefollow:PATH or vat:PATH (default: the cache's own)")
     train_split: str = _option("data", "train", "split to train on: train leaves the carved validation scenes out")

@@ -34,6 +34,7 @@ from students.catalogue import build_student, student_config
 from students.errors import RunError
 from students.losses import LossWeights
 from students.trainer import Record, Trainer, TrainOptions
+from teachers.catalogue import ModelTeacher, load_teacher
 from teachers.model import GazeModel
 from teachers.pretrained import load_pretrained_backbone
 from teachers.weights import load_model, load_strictly, write_atomically
@@ -96,8 +97,28 @@ def initial_student(config: RunConfig) -> tuple[GazeModel, dict[str, Any]]:
         return model, {"student_weights": description["weights_digest"]}
     if config.random_backbone:
         return model, {"backbone_weights": "random"}
+    if config.backbone_from:
+        return model, {"backbone_weights": take_backbone(model, load_teacher(config.backbone_from))}
     file = Path(config.backbone_weights) if config.backbone_weights else None
     return model, {"backbone_weights": load_pretrained_backbone(model, file)}
+
+
+def take_backbone(model: GazeModel, teacher: ModelTeacher) -> dict[str, str]:
+    """Start ``model``'s backbone from its teacher's, cut where the student is cut; returns where it came from.
+
+    Source: DistilBERT, arXiv 1910.01108, section 3, which starts its student from the teacher's own layers.
+    """
+    mine, theirs = model.config.backbone, teacher.model.config.backbone
+    if mine != theirs:
+        raise ConfigurationError(
+            f"the student's backbone is {mine}, that of teacher {teacher.name} is {theirs}: leave --backbone-from out, or choose a "
+            f"student on {theirs} (`distill students list`)"
+        )
+    trunk = model.backbone.trunk
+    wanted = trunk.state_dict()
+    tensors = {name: tensor for name, tensor in teacher.model.backbone.trunk.state_dict().items() if name in wanted}
+    load_strictly(trunk, tensors, f"the backbone of teacher {teacher.name}")
+    return {"source": f"teacher {teacher.name}", "digest": teacher.fingerprint["weights"]}
 
 
 def stored_model_path(path: Path) -> Path:
@@ -194,7 +215,7 @@ class Run:
 
         result = evaluate(
             model, self.validation, protocol=protocol_of(self.scenes.reader), device=str(self.accelerator.device),
-            workers=self.config.workers,
+            workers=self.config.workers, exif=self.scenes.reader == "folder",
         )
         return asdict(result.metrics)
 

@@ -14,7 +14,7 @@ STUDENTS: dict[str, ModelConfig] = {
         dim=96, layers=2, attention_heads=4, drop_path=0.0,
     ),
     "lite0_small": ModelConfig(
-        backbone="tf_efficientnet_lite0", input_size=(192, 192), levels=(2, 3), mean=HALF, std=HALF,
+        backbone="tf_efficientnet_lite0", input_size=(160, 160), levels=(2, 3, 4), mean=HALF, std=HALF,
         dim=128, layers=3, attention_heads=4, drop_path=0.0,
     ),
     "lite0_large": ModelConfig(

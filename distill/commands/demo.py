@@ -29,9 +29,9 @@ def register(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="where everything goes (default: demo)")
-    parser.add_argument("--scenes", type=int, default=900, metavar="N", help="scenes to generate (default: 900)")
-    parser.add_argument("--views", type=int, default=3, metavar="V", help="views of each scene in the cache (default: 3)")
-    parser.add_argument("--epochs", type=int, default=9, metavar="N", help="epochs to train (default: 9)")
+    parser.add_argument("--scenes", type=int, default=800, metavar="N", help="scenes to generate (default: 800)")
+    parser.add_argument("--views", type=int, default=2, metavar="V", help="views of each scene in the cache (default: 2)")
+    parser.add_argument("--epochs", type=int, default=6, metavar="N", help="epochs to train (default: 6)")
     parser.add_argument("--seed", type=int, default=11, metavar="N", help="seed of scenes and training (default: 11)")
     parser.set_defaults(run=run)
 

@@ -26,7 +26,7 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("models", nargs="+", metavar="MODEL", help="run directory, exported .onnx file, or teacher")
     parser.add_argument("--data", default="", metavar="DATA", help="data set (default: the first run's own)")
-    parser.add_argument("--split", default="", help="split to score on (default: the first run's validation split)")
+    parser.add_argument("--split", default="", help="split to score on (default: the first run's validation split; with --data: test)")
     parser.add_argument("--teacher", default="", metavar="NAME", help="score this teacher too (default: the run's own, if it is here)")
     parser.add_argument("--scenes", type=int, default=0, metavar="N", help="only the first N scenes (default: all)")
     parser.add_argument("--gallery", type=int, default=9, metavar="N", help="cases drawn for the report (default: 9; 0: none)")
@@ -66,20 +66,38 @@ def run(options: argparse.Namespace) -> int:
             model, shown = load_gaze(spec, options.device)
             contenders.append(contender(spec, "student", model, shown))
     scenes = open_data(data, split)
-    training = None if scenes.reader == "folder" else open_data(data, "train")
+    training = _prior_scenes(data, scenes.reader, split)
     rows, _ = compare(contenders, scenes, training=training, device=device, limit=options.scenes)
     chosen = scenes.scenes[: options.scenes] if options.scenes else scenes.scenes
     if home is not None:
         save_rows(home, rows, data=f"{len(chosen)} scenes of {data}, split {split}", machine=machine())
         if options.gallery:
             student, _ = load_gaze(str(home), options.device)
-            save_gallery(home, gallery(chosen, student, teacher, options.gallery, device))
+            save_gallery(home, gallery(chosen, student, teacher, options.gallery, device, exif=scenes.reader == "folder"))
     if options.json:
         print_json({"data": data, "split": split, "scenes": len(chosen), "machine": machine(), "rows": [asdict(row) for row in rows]})
     else:
         columns, cells = table_rows(rows)
         print_result(table(f"{data}, split {split}, {len(chosen)} scenes", columns, cells, left=2))
     return 0
+
+
+def _prior_scenes(data: str, reader: str, split: str) -> Any:
+    """Training scenes for the head-position prior; None, and a line that says why, where it would not be honest or possible."""
+    from distill.console import warn
+    from distill.errors import DataError
+    from distill.readers import open_data
+
+    if reader == "folder":
+        return None
+    if split in ("train", "trainval"):
+        warn(f"the baselines are left out: the head-position prior would be scored on the heads that it is taken from ({split})")
+        return None
+    try:
+        return open_data(data, "train")
+    except DataError as error:
+        warn(f"the baselines are left out, there are no training scenes to take them from: {error}")
+        return None
 
 
 def saved_configuration(run_dir: Path) -> tuple[Any, dict[str, Any]]:
