@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from distill import __version__
 from distill.errors import is_mendable
@@ -27,9 +28,16 @@ every command explains itself: distill COMMAND --help
 """
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse, with its errors as one line like all others of this command."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"distill: error: {message}; `{self.prog} --help` explains the options\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line; importing it imports no torch."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="distill",
         description="Distil a large gaze-target model into a small one: cache the teacher once, train, check, export.",
         epilog=EPILOG,

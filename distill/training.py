@@ -153,6 +153,7 @@ class Run:
         self.scenes = open_data(config.data, config.train_split)
         self.validation = self._validation_scenes()
         self.accelerator = make_accelerator(config, self.path)
+        self.accelerator.wait_for_everyone()  # nobody writes before everybody has looked at the directory
         set_seed(config.seed)
         self.model, origin = initial_student(config)
         teacher: CachedTeacher | None = None

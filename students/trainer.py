@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from schedules.advice import OUT_OF_MEMORY
 from schedules.optimizer import (
     load_optimizer_state_by_name,
     optimizer_state_by_name,
@@ -110,7 +111,11 @@ class Trainer:
             self._open_stages(epoch, announce=first == 0)
             started = time.perf_counter()
             for batch in self.batches.batches(epoch, first):
-                self._train_step(batch.to(self.accelerator.device), self.plan.at(self.step))
+                try:
+                    self._train_step(batch.to(self.accelerator.device), self.plan.at(self.step))
+                except torch.OutOfMemoryError as error:
+                    blocks = self.plan.at(self.step).open_blocks
+                    raise TrainingError(f"{OUT_OF_MEMORY} (step {self.step}, {blocks} blocks open: {error})") from None
                 if self.step >= self.total_steps:
                     break
                 # Never between an epoch's last step and its end: a run resumed there would skip the validation.
