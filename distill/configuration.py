@@ -79,6 +79,12 @@ class RunConfig:
         ):
             if getattr(self, name) < lowest:
                 raise ConfigurationError(f"{name} is {getattr(self, name)}; it must be at least {lowest}")
+        starts = [name for name in ("student_weights", "backbone_weights", "backbone_from", "random_backbone") if getattr(self, name)]
+        if len(starts) > 1:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in starts)
+            raise ConfigurationError(
+                f"{flags} are all set, and a student starts from one of them; keep one and empty the others (--backbone-from '')"
+            )
         if not 0 <= self.augment <= 2:
             raise ConfigurationError(f"augment is {self.augment}; give a strength between 0 and 2")
         if self.device not in ("auto", "cpu", "cuda"):

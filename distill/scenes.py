@@ -93,7 +93,7 @@ class Finding:
 class SceneSet:
     """What a reader returns: the scenes of one split, in a stable order, and what was wrong on the way.
 
-    ``reader`` is the reader's name, ``spec`` what the user wrote (``gazefollow:/path``), ``files`` the annotation files.
+    ``reader`` is the reader's name, ``root`` the data set's folder, ``files`` the annotation files.
     """
 
     reader: str

@@ -34,7 +34,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 class TeacherEntry:
     """One published teacher: what it is built as, where its file is, and what its authors report.
 
-    ``metrics`` are as printed in FORMATS' table of published results (AUC / avg L2 / min L2 on GazeFollow, or AUC / L2 / AP on
+    ``metrics`` are as published in arXiv 2412.09586 (AUC / avg L2 / min L2 on GazeFollow, or AUC / L2 / AP on
     VideoAttentionTarget); ``trained`` counts its own parameters in millions, ``parameters`` all of them.
     """
 

@@ -181,3 +181,9 @@ def test_options_of_a_wrong_type_are_refused_by_the_parser(capsys: pytest.Captur
             given(*words)
         assert end.value.code == 2
         assert f"argument {words[0]}" in capsys.readouterr().err
+
+
+def test_a_student_starts_from_one_place() -> None:
+    with pytest.raises(ConfigurationError, match=r"--backbone-weights, --backbone-from are all set"):
+        RunConfig(backbone_weights="file", backbone_from="demo")
+    assert RunConfig(backbone_weights="file", backbone_from="").backbone_weights == "file"

@@ -89,6 +89,7 @@ def _prior_scenes(data: str, reader: str, split: str) -> Any:
     from distill.readers import open_data
 
     if reader == "folder":
+        warn("the baselines are left out: a folder of pictures has no gaze labels to score")
         return None
     if split in ("train", "trainval"):
         warn(f"the baselines are left out: the head-position prior would be scored on the heads that it is taken from ({split})")
