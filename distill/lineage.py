@@ -154,7 +154,8 @@ def _teacher_link(teacher: Mapping[str, Any], spec: str) -> Link:
 
 def _teacher_directory(spec: str) -> Path | None:
     """Where a teacher of that name lies, whether or not it is there; nothing is fetched."""
-    from teachers.catalogue import CATALOGUE, DEMO, store
+    from teachers.catalogue import DEMO, store
+    from teachers.published import CATALOGUE
 
     if spec.startswith("timm:"):
         return None

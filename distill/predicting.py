@@ -100,8 +100,9 @@ def load_gaze(spec: str, device: str = "auto") -> tuple[GazeFunction, str]:
         if device not in ("auto", "cpu"):
             raise ConfigurationError(f"an exported file runs on the CPU, not on {device}; leave --device out, or give the run")
         return OnnxGaze(Path(spec)), Path(spec).name
-    from teachers.catalogue import CATALOGUE, load_teacher
+    from teachers.catalogue import load_teacher
     from teachers.errors import UnknownModelError
+    from teachers.published import CATALOGUE
 
     path = Path(spec)
     if (path / "config.json").is_file() and not (path / "student" / "model.json").is_file():

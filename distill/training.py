@@ -34,8 +34,9 @@ from students.catalogue import build_student, student_config
 from students.errors import RunError
 from students.losses import LossWeights
 from students.trainer import Record, Trainer, TrainOptions
-from teachers.catalogue import ModelTeacher, load_teacher
+from teachers.catalogue import load_teacher
 from teachers.model import GazeModel
+from teachers.model_teacher import ModelTeacher
 from teachers.pretrained import load_pretrained_backbone
 from teachers.weights import load_model, load_strictly, write_atomically
 

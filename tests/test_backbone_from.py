@@ -9,8 +9,8 @@ import torch
 
 from distill.errors import ConfigurationError
 from distill.training import take_backbone
-from teachers.catalogue import ModelTeacher
 from teachers.model import GazeModel, ModelConfig
+from teachers.model_teacher import ModelTeacher
 
 LARGE = ModelConfig(
     backbone="test_efficientnet", input_size=(64, 64), levels=(2, 3, 4), dim=16, layers=1, attention_heads=2

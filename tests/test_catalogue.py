@@ -15,11 +15,14 @@ import torch
 from torch import Tensor
 
 from distill.cli import main
-from teachers.catalogue import CATALOGUE, TeacherEntry, assemble, decoder_tensors, fetch, load_teacher, pull, store
+from teachers.catalogue import load_teacher, pull, store
+from teachers.convert import assemble, decoder_tensors
 from teachers.decoder import GazelleDecoder, position_encoding
+from teachers.download import fetch
 from teachers.errors import UnknownModelError, WeightsError
 from teachers.model import GazeModel, ModelConfig
 from teachers.pretrained import packaged_weights
+from teachers.published import CATALOGUE, TeacherEntry
 from teachers.weights import read_description, save_model, tensors_digest
 
 TINY = ModelConfig(

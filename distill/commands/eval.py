@@ -120,7 +120,8 @@ def saved_configuration(run_dir: Path) -> tuple[Any, dict[str, Any]]:
 def own_teacher(facts: dict[str, Any]) -> list[str]:
     """The name of the teacher that a run learned from, if exactly that teacher is here; else nothing, and it says so."""
     from distill.console import warn
-    from teachers.catalogue import CATALOGUE, DEMO, store
+    from teachers.catalogue import DEMO, store
+    from teachers.published import CATALOGUE
     from teachers.weights import read_description
 
     there = facts.get("lineage", {}).get("teacher")

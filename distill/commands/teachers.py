@@ -62,7 +62,8 @@ def register(subparsers: Any) -> None:
 def run_list(options: argparse.Namespace) -> int:
     """The catalogue as a table."""
     from distill.console import print_json, print_result, table
-    from teachers.catalogue import CATALOGUE, DEMO, store
+    from teachers.catalogue import DEMO, store
+    from teachers.published import CATALOGUE
     from teachers.weights import read_description
 
     facts: list[dict[str, Any]] = []
@@ -112,9 +113,10 @@ def run_convert(options: argparse.Namespace) -> int:
     from distill.console import print_result
     from distill.errors import ConfigurationError
     from distill.training import stored_model_path
-    from teachers.catalogue import CATALOGUE, assemble
+    from teachers.convert import assemble
     from teachers.errors import UnknownModelError
     from teachers.model import parameter_count
+    from teachers.published import CATALOGUE
     from teachers.weights import load_model, save_model
 
     if (options.out / "model.json").exists():
