@@ -1,4 +1,9 @@
-"""Published checkpoints become this project's models: names, constants and backbones joined, strictly."""
+"""Published checkpoints become this project's models: names, constants and backbones joined, strictly.
+
+Gaze-LLE publishes its decoder alone, beside a frozen DINOv2; gazelle-dinov3 publishes whole models, the backbone's tensors below
+``backbone.``. Both give probabilities; this project keeps the logits before their sigmoid. Where gazelle-dinov3 brings a map of 80 × 80
+cells to 64 × 64 it does so with probabilities, after the sigmoid, or with logits if asked to leave the sigmoid out: this is the latter.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +15,15 @@ from torch import Tensor
 
 from teachers.decoder import position_encoding
 from teachers.errors import WeightsError
+from teachers.layouts import trunk_tensors
 from teachers.model import GazeModel, ModelConfig
+from teachers.networks import whole_network_shapes
 from teachers.pretrained import load_pretrained_backbone
+from teachers.published import CATALOGUE
 from teachers.weights import load_strictly, read_checkpoint
+
+# Where the published models keep their backbones; the longest that fits is cut off.
+PREFIXES = ("backbone.dinov3._model.", "backbone.dinov3.", "backbone.model.", "backbone.")
 
 
 def decoder_tensors(tensors: Mapping[str, Tensor], config: ModelConfig, grid: tuple[int, int], where: str) -> dict[str, Tensor]:
@@ -24,7 +35,7 @@ def decoder_tensors(tensors: Mapping[str, Tensor], config: ModelConfig, grid: tu
     encoding = own.pop("pos_embed", None)
     if encoding is not None:
         expected = position_encoding(config.dim, *grid)
-        if encoding.shape != expected.shape or not torch.allclose(encoding, expected, atol=1e-5):
+        if encoding.shape != expected.shape or not (encoding.is_meta or torch.allclose(encoding, expected, atol=1e-5)):
             raise WeightsError(
                 f"{where} has a position encoding {tuple(encoding.shape)} that is not this architecture's {tuple(expected.shape)}; "
                 "choose the architecture that the file was made for"
@@ -32,10 +43,67 @@ def decoder_tensors(tensors: Mapping[str, Tensor], config: ModelConfig, grid: tu
     return own
 
 
-def assemble(config: ModelConfig, decoder_file: Path, backbone_file: Path | None) -> GazeModel:
-    """A teacher from a published decoder file and backbone weights (a file, or timm's hub)."""
+def backbone_tensors(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The backbone's tensors of a published file under their publisher's names; empty if the file holds a decoder alone."""
+    inside = [name for name in tensors if name.startswith("backbone.")]
+    prefix = next(prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in inside) or prefix == PREFIXES[-1])
+    if strange := [name for name in inside if not name.startswith(prefix)]:
+        raise WeightsError(f"{where} has backbone tensors both below {prefix} and beside it ({strange[0]}, …); give one published checkpoint")
+    return {name.removeprefix(prefix): tensors[name] for name in inside}
+
+
+def fill(model: GazeModel, tensors: Mapping[str, Tensor], where: str) -> bool:
+    """Load a published file's ``tensors`` into ``model``, strictly; returns whether they held the backbone as well."""
+    backbone = backbone_tensors(tensors, where)
+    load_strictly(model.decoder, decoder_tensors(tensors, model.config, model.backbone.grid, where), where)
+    if not backbone:
+        return False
+    name, trunk = model.config.backbone, model.backbone.trunk
+    wanted = set(trunk.state_dict())
+    placed = trunk_tensors(backbone, model.backbone, name, where)
+    if "rope_embed.periods" not in backbone and "rope.periods" in wanted:
+        del placed["rope.periods"]  # a published file has its own
+    load_strictly(trunk, placed, where)
+    # What a cut leaves out of a network is in the file nevertheless, and tells it from one of a smaller network.
+    roots = {key.partition(".")[0] for key in wanted}
+    left_out = {key: shape for key, shape in whole_network_shapes(name).items() if key not in wanted and key.partition(".")[0] in roots}
+    if lacking := [key for key, shape in left_out.items() if key not in backbone or tuple(backbone[key].shape) != shape]:
+        raise WeightsError(f"{where} lacks {len(lacking)} tensors of the published network ({lacking[0]}, …); choose the one it was made for")
+    return True
+
+
+def fitting(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The catalogue's entries whose names and shapes a published file's ``tensors`` have."""
+    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    names = []
+    for name, entry in CATALOGUE.items():
+        with torch.device("meta"):
+            model = GazeModel(entry.config)
+            try:
+                fill(model, shapes, name)
+            except WeightsError:
+                continue
+        names.append(name)
+    return names
+
+
+def assemble(config: ModelConfig, checkpoint_file: Path, backbone_file: Path | None) -> GazeModel:
+    """A teacher from a published file and, where that holds the decoder alone, backbone weights (a file, or timm's hub).
+
+    Raises :class:`WeightsError` for a file that is damaged, holds more than tensors, or is of another architecture; the message
+    names the catalogue's entries that its tensors fit.
+    """
     model = GazeModel(config)
-    tensors = read_checkpoint(decoder_file)
-    load_strictly(model.decoder, decoder_tensors(tensors, config, model.backbone.grid, str(decoder_file)), str(decoder_file))
-    load_pretrained_backbone(model, backbone_file)
+    tensors = read_checkpoint(checkpoint_file)
+    try:
+        whole = fill(model, tensors, str(checkpoint_file))
+    except WeightsError as error:
+        others = [name for name in fitting(tensors) if CATALOGUE[name].config != config]
+        if not others:
+            raise
+        raise WeightsError(f"{error}; its tensors are those of {' or '.join(others)}: give it with --arch") from None
+    if whole and backbone_file is not None:
+        raise WeightsError(f"{checkpoint_file} holds its own backbone, which {backbone_file} would replace; leave --backbone out")
+    if not whole:
+        load_pretrained_backbone(model, backbone_file)
     return model.eval()

