@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -153,16 +154,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """Tensors of a foreign checkpoint (``.safetensors`` or ``.pt``, the latter without unpickling code).
 
-    A dictionary wrapped in an entry ``model`` is unwrapped.
+    A dictionary wrapped in an entry ``model`` is unwrapped; what a trainer stored beside it is dropped.
     """
     if path.suffix == ".safetensors":
         return read_tensors(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_NUMPY_VALUES):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise WeightsError(f"{path} does not exist; give the checkpoint's path") from None
     except Exception as error:  # torch raises a dozen kinds here (zip, pickle, EOF, key); all mean: not a plain checkpoint
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:120]
+        # Torch's own words begin with how to load such a file all the same, which runs the code in it.
+        code = re.search(r"(?:GLOBAL|function|class) ([\w.]+)", str(error)) if "Weights only load failed" in str(error) else None
+        reason = f"it would run {code[1]}" if code else next(iter(str(error).splitlines()), type(error).__name__)[:120]
         raise WeightsError(f"{path} is no plain checkpoint of tensors ({reason}); only tensors are ever loaded") from None
     if isinstance(loaded, dict) and isinstance(loaded.get("model"), dict):
         loaded = loaded["model"]
@@ -171,6 +175,24 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     ):
         raise WeightsError(f"{path} holds something else than named tensors; give a checkpoint's state dictionary")
     return loaded
+
+
+class _NumpyValue:
+    """Stands for NumPy's numbers and arrays beside the tensors (gazelle-dinov3 stores random states and scores so), which are dropped.
+
+    Nothing of NumPy's is called, whose constructors do not expect input from strangers.
+    """
+
+    def __init__(self, *parts: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+# NumPy 1 and 2 name the module differently.
+_NUMPY_NAMES = ("ndarray", "dtype", *(f"{package}.multiarray.{name}" for package in ("core", "_core") for name in ("_reconstruct", "scalar")))
+_NUMPY_VALUES: list[Any] = [(_NumpyValue, f"numpy.{name}") for name in _NUMPY_NAMES]
 
 
 def load_model(directory: Path) -> tuple[GazeModel, dict[str, Any]]:
