@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from teachers.model import ModelConfig
+from teachers.model import IMAGENET_MEAN, IMAGENET_STD, ModelConfig
 
 GAZELLE = "https://github.com/fkryan/gazelle/releases/download/v1.0.0"
 GAZELLE_DINOV3 = "https://github.com/PINTO0309/gazelle-dinov3/releases/download/weights"
@@ -57,9 +57,9 @@ def _table() -> dict[str, TeacherEntry]:
         family = name.split("_")[1]
         head, licence, release = _FAMILIES[family]
         # The convolutional networks were trained on pixels in [0,1] as they are.
-        scale = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)} if family == "hgnetv2" else {}
+        mean, std = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)) if family == "hgnetv2" else (IMAGENET_MEAN, IMAGENET_STD)
         for suffix, inout, metrics in (("", "none", f"GazeFollow {still}"), ("_inout", head, f"VideoAttentionTarget {video}")):
-            config = ModelConfig(backbone, (pixels, pixels), levels, inout=inout, heatmap_size=(cells, cells), **scale)
+            config = ModelConfig(backbone, (pixels, pixels), levels, mean=mean, std=std, inout=inout, heatmap_size=(cells, cells))
             table[name + suffix] = TeacherEntry(config, f"{release}/{name}{suffix}{added}.pt", licence, metrics, parameters)
     return table
 

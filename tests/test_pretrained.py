@@ -1,4 +1,4 @@
-"""Pretrained backbones: the packaged ImageNet weights still classify under timm's names; position embeddings are DINOv2's."""
+"""Pretrained backbones: the packaged ImageNet weights still classify under timm's names."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from distill.pictures import load_picture
-from teachers.backbones import TokenBackbone, resample_position_embedding
+from teachers.backbones import TokenBackbone
 from teachers.errors import WeightsError
 from teachers.model import GazeModel, ModelConfig
+from teachers.positions import resample_position_embedding
 from teachers.pretrained import fill_backbone, load_pretrained_backbone, packaged_weights
 from teachers.weights import tensors_digest
 
@@ -127,54 +127,6 @@ def test_without_network_file_or_package_the_remedy_is_named() -> None:
     with pytest.raises(WeightsError, match=r"could not be fetched.*--backbone-weights FILE.*--random-backbone") as caught:
         load_pretrained_backbone(GazeModel(VIT))
     assert "\n" not in str(caught.value)
-
-
-def cubic(distance: float) -> float:
-    """Keys' kernel with a = -0.75, the one that torch and OpenCV call bicubic."""
-    distance, a = abs(distance), -0.75
-    if distance <= 1:
-        return (a + 2) * distance**3 - (a + 3) * distance**2 + 1
-    return a * (distance**3 - 5 * distance**2 + 8 * distance - 4) if distance < 2 else 0.0
-
-
-def dinov2_line(side: int, length: int) -> np.ndarray:
-    """How ``length`` new positions are made of ``side`` old ones ``[length,side]``: scale (length + 0.1) / side, borders repeated."""
-    matrix = np.zeros((length, side))
-    for new in range(length):
-        old = (new + 0.5) * side / (length + 0.1) - 0.5
-        first = math.floor(old) - 1
-        for near in range(first, first + 4):
-            matrix[new, min(max(near, 0), side - 1)] += cubic(old - near)
-    return matrix
-
-
-@pytest.mark.parametrize(("side", "grid", "prefix"), [(37, (32, 32), 1), (37, (16, 24), 1), (8, (11, 5), 5), (6, (6, 12), 0)])
-def test_position_embeddings_are_resampled_as_dinov2_does(side: int, grid: tuple[int, int], prefix: int) -> None:
-    embedding = torch.randn(1, prefix + side * side, 3, generator=torch.Generator().manual_seed(0))
-    found = resample_position_embedding(embedding, grid, prefix)
-    square = embedding[0, prefix:].reshape(side, side, 3).double().numpy()
-    expected = np.einsum("yi,xj,ijc->yxc", dinov2_line(side, grid[0]), dinov2_line(side, grid[1]), square)
-    assert found.shape == (1, prefix + grid[0] * grid[1], 3)
-    assert torch.equal(found[:, :prefix], embedding[:, :prefix])
-    np.testing.assert_allclose(found[0, prefix:].numpy(), expected.reshape(-1, 3), atol=2e-4)
-
-
-def test_timms_own_resampling_is_another_function() -> None:
-    embedding = torch.randn(1, 1 + 37 * 37, 8, generator=torch.Generator().manual_seed(0))
-    ours, theirs = resample_position_embedding(embedding, (32, 32)), resample_abs_pos_embed(embedding, [32, 32])
-    likeness = F.cosine_similarity(ours[:, 1:].flatten(), theirs[:, 1:].flatten(), dim=0)
-    assert 0.9 < float(likeness) < 0.995
-
-
-def test_at_its_own_grid_an_embedding_is_left_alone() -> None:
-    embedding = torch.randn(1, 1 + 37 * 37, 2)
-    assert resample_position_embedding(embedding, (37, 37)) is embedding
-
-
-@pytest.mark.parametrize("shape", [(1, 12, 4), (1, 0, 4), (9, 4)])
-def test_an_embedding_that_is_no_square_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(WeightsError, match="is no square grid of patches"):
-        resample_position_embedding(torch.zeros(shape), (4, 4), 1)
 
 
 def test_a_vits_pretrained_tensors_are_resampled_on_the_way_in(tmp_path: Path) -> None:
