@@ -8,6 +8,7 @@ cells to 64 × 64 it does so with probabilities, after the sigmoid, or with logi
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -72,18 +73,32 @@ def fill(model: GazeModel, tensors: Mapping[str, Tensor], where: str) -> bool:
     return True
 
 
+@cache
+def skeleton(config: ModelConfig) -> GazeModel:
+    """The model's names and shapes, without values."""
+    with torch.device("meta"):
+        return GazeModel(config)
+
+
+def fits(config: ModelConfig, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raise :class:`WeightsError` unless a published file's names and shapes are those of ``config``; allocates nothing."""
+    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    model = skeleton(config)
+    with torch.device("meta"):
+        fill(model, shapes, where)
+
+
 def fitting(tensors: Mapping[str, Tensor]) -> list[str]:
     """The catalogue's entries whose names and shapes a published file's ``tensors`` have."""
-    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    inout = "none" if "inout_token.weight" not in tensors else "mlp" if "inout_head.3.weight" in tensors else "linear"
     names = []
     for name, entry in CATALOGUE.items():
-        with torch.device("meta"):
-            model = GazeModel(entry.config)
-            try:
-                fill(model, shapes, name)
-            except WeightsError:
-                continue
-        names.append(name)
+        try:
+            if entry.config.inout == inout:
+                fits(entry.config, tensors, name)
+                names.append(name)
+        except WeightsError:
+            continue
     return names
 
 
@@ -93,17 +108,17 @@ def assemble(config: ModelConfig, checkpoint_file: Path, backbone_file: Path | N
     Raises :class:`WeightsError` for a file that is damaged, holds more than tensors, or is of another architecture; the message
     names the catalogue's entries that its tensors fit.
     """
-    model = GazeModel(config)
-    tensors = read_checkpoint(checkpoint_file)
+    tensors, where = read_checkpoint(checkpoint_file), str(checkpoint_file)
     try:
-        whole = fill(model, tensors, str(checkpoint_file))
+        fits(config, tensors, where)
     except WeightsError as error:
-        others = [name for name in fitting(tensors) if CATALOGUE[name].config != config]
-        if not others:
-            raise
-        raise WeightsError(f"{error}; its tensors are those of {' or '.join(others)}: give it with --arch") from None
+        others = fitting(tensors)
+        remedy = f"; its tensors are those of {' or '.join(others)}: give it with --arch" if others else ""
+        raise WeightsError(f"{error}{remedy}") from None
+    model = GazeModel(config)
+    whole = fill(model, tensors, where)
     if whole and backbone_file is not None:
-        raise WeightsError(f"{checkpoint_file} holds its own backbone, which {backbone_file} would replace; leave --backbone out")
+        raise WeightsError(f"{where} holds its own backbone, which {backbone_file} would replace; leave --backbone out")
     if not whole:
         load_pretrained_backbone(model, backbone_file)
     return model.eval()

@@ -7,7 +7,7 @@ final norm; its biases, the key's included, are all trained (with rotated keys t
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import timm
@@ -61,6 +61,7 @@ def is_timm_model(name: str) -> bool:
     return name not in HGNETV2 and name not in TINY_VITS and timm.is_model(name)
 
 
+@cache
 def whole_network_shapes(name: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes of all tensors of the uncut network: what a file of its weights may hold beyond a cut."""
     with torch.device("meta"):

@@ -31,7 +31,7 @@ class TeacherEntry:
 # them at most), metrics on GazeFollow and, of the variant with in/out head, on VideoAttentionTarget.
 # Gaze-LLE's files hold the decoder alone, beside a frozen DINOv2; those of gazelle-dinov3 hold the backbone too.
 _PUBLISHED = (
-    ("gazelle_dinov2_vitb14", "", "vit_base_patch14_dinov2", (), 448, 64, 89.1, ".956 / .104 / .045", ".933 / .107 / .897"),
+    ("gazelle_dinov2_vitb14", "", "vit_base_patch14_dinov2", (), 448, 64, 89.15, ".956 / .104 / .045", ".933 / .107 / .897"),
     ("gazelle_dinov2_vitl14", "", "vit_large_patch14_dinov2", (), 448, 64, 306.9, ".958 / .099 / .041", ".937 / .103 / .903"),
     ("gazelle_dinov3_vit_tiny", "", "vit_tiny_patch16_deimv2", (), 640, 64, 8.2, ".9545 / .1118 / .0484", ".9286 / .1155 / .8945"),
     ("gazelle_dinov3_vit_tinyplus", "", "vit_tinyplus_patch16_deimv2", (), 640, 64, 12.4, ".9564 / .1042 / .0462", ".9325 / .1133 / .8953"),
