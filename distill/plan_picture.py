@@ -9,16 +9,18 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from html import escape
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from distill.errors import ConfigurationError
+from schedules.config import PlanConfig
 
-WIDTH, LEFT, RIGHT = 860, 96, 26
+WIDTH, LEFT, RIGHT = 880, 96, 46
 CURVE = 46  # height of the strip of one curve
+SAMPLES = 240  # of a curve over the run: three pixels each
 MOST = 420  # height that the rows of stages share
 # Name to colour on light and on dark ground; white numbers stand on what is open.
 COLOURS = {
@@ -93,8 +95,12 @@ def draw(plan: Mapping[str, Any]) -> Drawing:
     messages = [str(text) for text in plan["messages"]]
     shapes: list[Box | Stroke | Label] = [Label(LEFT, 20, messages[0] if messages else "", "ink", 13)]
     top = 40.0
-    for name, key, colour in (("weight w", "distill_weight", "weight"), ("temperature T", "temperature", "temperature")):
-        shapes += _curve(name, [float(line[key]) for line in lines], top, x, colour)
+    known = {field.name for field in fields(PlanConfig)}
+    config = PlanConfig(**{name: value for name, value in plan["config"].items() if name in known})
+    for name, curve, colour in (("weight w", config.weight_curve, "weight"), ("temperature T", config.temperature_curve, "temperature")):
+        times = [epochs * number / SAMPLES for number in range(SAMPLES + 1)]
+        values = [curve.at(time, config.horizon, config.steps_per_epoch) for time in times]
+        shapes += _curve(name, [x(time) for time in times], values, top, colour)
         top += CURVE + 16
     height = max(5.0, min(22.0, MOST / (blocks + 1)))
     opening = {stage: int(event["epoch"]) for event in plan["thaw_events"] for stage in event["stages"]}
@@ -116,12 +122,12 @@ def _scale(low: float, high: float, start: float, end: float) -> Callable[[float
     return lambda value: start + (end - start) * (value - low) / ((high - low) or 1.0)
 
 
-def _curve(name: str, values: list[float], top: float, x: Callable[[float], float], colour: str) -> list[Box | Stroke | Label]:
-    """A strip from 0 to the greatest value, which is written beside it; each value stands at its epoch's first step."""
+def _curve(name: str, places: list[float], values: list[float], top: float, colour: str) -> list[Box | Stroke | Label]:
+    """A strip from 0 to the greatest value, which is written beside it."""
     greatest = max(values)
     y = _scale(0.0, greatest or 1.0, top + CURVE, top)
-    points = [(x(epoch), y(value)) for epoch, value in enumerate(values)]
-    points.append((x(len(values)), points[-1][1]))
+    points = [(place, y(value)) for place, value in zip(places, values, strict=True)]
+    points = [p for i, p in enumerate(points) if i in (0, len(points) - 1) or not points[i - 1][1] == p[1] == points[i + 1][1]]
     shapes: list[Box | Stroke | Label] = [
         Stroke([(LEFT, top + CURVE), (WIDTH - RIGHT, top + CURVE)], "line"), Stroke(points, colour, 2.0),
         Label(LEFT - 10, top + CURVE / 2 + 4, name, "ink", 11, "end"), Label(WIDTH - RIGHT + 4, top + CURVE + 3, "0"),
@@ -175,7 +181,9 @@ def _tick(epochs: int) -> int:
 
 def drawable(plan: Mapping[str, Any]) -> bool:
     """Whether a ``plan.json`` holds what :func:`draw` needs; one cut short or of another version may not."""
-    return bool(plan.get("epochs")) and {"blocks", "thaw_events", "messages", "warnings"} <= set(plan)
+    config = plan.get("config")
+    said = {"blocks", "thaw_events", "messages", "warnings"} <= set(plan)
+    return bool(plan.get("epochs")) and said and isinstance(config, dict) and {"epochs", "steps_per_epoch"} <= set(config)
 
 
 def svg(drawing: Drawing) -> str:

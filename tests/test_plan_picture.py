@@ -16,7 +16,7 @@ from torch import nn
 
 from distill.commands import plan as plan_command
 from distill.errors import ConfigurationError
-from distill.plan_picture import COLOURS, LEFT, RIGHT, WIDTH, Box, Label, draw, drawable, png, svg
+from distill.plan_picture import COLOURS, CURVE, LEFT, RIGHT, WIDTH, Box, Label, Stroke, draw, drawable, png, svg
 from schedules.cost import measure_stages
 from schedules.plan import PlanConfig, compile_plan
 from schedules.stages import discover_stages
@@ -50,6 +50,19 @@ def test_a_stage_that_stays_closed_has_no_bar_and_the_warning_is_written() -> No
     drawing = draw(facts(unfreeze_interval=20))
     assert [shape.colour for shape in drawing.shapes if isinstance(shape, Box)].count("open") == 2
     assert any(isinstance(shape, Label) and shape.text.startswith("The last stage opens at epoch 22 only") for shape in drawing.shapes)
+
+
+def test_the_curves_are_the_schedules_own_between_epochs_too() -> None:
+    drawing = draw(facts(epochs=3, distill_weight="linear 2 -> 0", distill_temperature="stairs 0: 1, 50%: 4"))
+    curves = {shape.colour: shape.points for shape in drawing.shapes if isinstance(shape, Stroke) and shape.width == 2.0}
+    (left, high), (right, low) = curves["weight"][0], curves["weight"][-1]
+    assert (left, right, low - high) == (LEFT, WIDTH - RIGHT, CURVE)
+    for x, y in curves["weight"]:
+        assert (y - high) / CURVE == pytest.approx((x - left) / (right - left))
+    steps = [x for (x, y), (_, before) in zip(curves["temperature"][1:], curves["temperature"], strict=False) if y != before]
+    assert steps == [pytest.approx((LEFT + WIDTH - RIGHT) / 2)] and curves["temperature"][0][1] > curves["temperature"][-1][1]
+    labels = [shape.text for shape in drawing.shapes if isinstance(shape, Label) and shape.x > WIDTH - RIGHT]
+    assert labels == ["0", "2", "0", "4"]
 
 
 def test_thaw_time_stands_where_it_passes() -> None:
@@ -91,7 +104,7 @@ def test_the_png_shows_open_and_closed() -> None:
 def test_only_a_whole_plan_is_drawn() -> None:
     whole = facts()
     assert drawable(whole)
-    assert not any(drawable({key: value for key, value in whole.items() if key != missing}) for missing in ("epochs", "blocks", "warnings"))
+    assert not any(drawable({key: value for key, value in whole.items() if key != missing}) for missing in ("epochs", "blocks", "config", "warnings"))
     assert not drawable({})
 
 

@@ -73,7 +73,7 @@ def plan(epochs: int = 5, blocks: int = 3) -> dict[str, Any]:
     ]
     events = [{"epoch": 0, "stages": [0]}, {"epoch": 1, "stages": [1]}, {"epoch": 4, "stages": [2, 3]}]
     said = {"messages": ["One block every epoch."], "warnings": [f"Beyond the run {EVIL}"]}
-    return {"blocks": blocks, "epochs": lines, "thaw_events": events, "config": {"steps_per_epoch": 4}, **said}
+    return {"blocks": blocks, "epochs": lines, "thaw_events": events, "config": {"epochs": len(lines), "steps_per_epoch": 4}, **said}
 
 
 def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> Path:
