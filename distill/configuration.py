@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from distill.errors import ConfigurationError
+from distill.loss_options import FORMS, SIGMA, check_losses
 
 if TYPE_CHECKING:
     from schedules.plan import PlanConfig
@@ -65,6 +66,9 @@ class RunConfig:
     inout_weight: float = _option("loss", 1.0, "λ, what both in/out terms weigh")
     bce_weight: float = _option("loss", 1.0, "what the heatmap's BCE weighs")
     softmax_weight: float = _option("loss", 0.0, "what the heatmap's spatial cross-entropy weighs (0: not used)")
+    target_sigma: float = _option("loss", SIGMA, "σ of the target's Gaussian, as a share of the map: 3 cells of 64 are 0.046875")
+    distill_loss: str = _option("loss", "kl", f"how maps follow the teacher's: {FORMS}")
+    reliability: float = _option("loss", 0.0, "believe a teacher whose peak is far from the annotation less: σ as a share of the map (0: no)")
     schedule: Mapping[str, Any] = field(default_factory=dict, metadata={"section": "schedule"})
 
     def __post_init__(self) -> None:
@@ -75,7 +79,7 @@ class RunConfig:
         for name, lowest in (
             ("batch_size", 1), ("accumulate", 1), ("workers", 1), ("log_every", 1), ("validate_every", 1), ("val_scenes", 0), ("views", 0),
             ("checkpoint_steps", 0), ("limit_steps", 0), ("weight_decay", 0), ("grad_clip_norm", 0), ("inout_weight", 0),
-            ("bce_weight", 0), ("softmax_weight", 0),
+            ("bce_weight", 0), ("softmax_weight", 0), ("reliability", 0),
         ):
             if getattr(self, name) < lowest:
                 raise ConfigurationError(f"{name} is {getattr(self, name)}; it must be at least {lowest}")
@@ -85,6 +89,7 @@ class RunConfig:
             raise ConfigurationError(
                 f"{flags} are all set, and a student starts from one of them; keep one and empty the others (--backbone-from '')"
             )
+        check_losses(self)
         if not 0 <= self.augment <= 2:
             raise ConfigurationError(f"augment is {self.augment}; give a strength between 0 and 2")
         if self.device not in ("auto", "cpu", "cuda"):

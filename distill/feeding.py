@@ -22,7 +22,7 @@ from distill.errors import DataError
 from distill.pictures import decode, digest_bytes, read_bytes
 from distill.scenes import IN, OUT, Scene
 from distill.source import refuse_outside
-from distill.targets import gaussian_target
+from distill.targets import SIGMA, gaussian_target
 from distill.views import View, ViewPolicy, choose_view
 from students.batch import Batch
 from teachers.errors import CacheError
@@ -74,6 +74,7 @@ class SceneBatches:
         lineage: Mapping[str, Any],
         cache: CachedAnswers | None = None,
         augment: Augment | None = None,
+        target_sigma: float = SIGMA,
         rank: int = 0,
         world: int = 1,
         workers: int = 2,
@@ -87,7 +88,7 @@ class SceneBatches:
                 f"are {len(scenes)} scenes) or start fewer processes"
             )
         self.scenes, self.policy, self.cache, self.augment = scenes, policy, cache, augment
-        self.input_size, self.heatmap_size = input_size, heatmap_size
+        self.input_size, self.heatmap_size, self.target_sigma = input_size, heatmap_size, target_sigma
         self.batch_size, self.seed = min(batch_size, len(scenes)), seed
         self.rank, self.world, self.workers, self.exif = rank, world, workers, exif
         self._lineage = dict(lineage)
@@ -161,7 +162,7 @@ class SceneBatches:
         for row, head in enumerate(scene.heads):
             if head.points and head.inout != OUT:
                 points = view.points(np.array(head.points))
-                target[row] = gaussian_target([(float(x), float(y)) for x, y in points], self.heatmap_size)
+                target[row] = gaussian_target([(float(x), float(y)) for x, y in points], self.heatmap_size, self.target_sigma)
                 has_target[row] = head.inout == IN
         inout = np.array([head.inout for head in scene.heads], dtype=np.float32)
         return _Sample(image, boxes, target, has_target, inout, teacher_heatmap, teacher_inout)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-SIGMA = 3.0 / 64.0  # as a fraction of the map: σ = 3 cells of 64
+from distill.loss_options import SIGMA
 
 
 def gaussian_target(points: Sequence[tuple[float, float]], size: tuple[int, int], sigma: float = SIGMA) -> np.ndarray:

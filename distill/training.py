@@ -24,6 +24,7 @@ from distill.console import warn
 from distill.errors import ConfigurationError, DataError
 from distill.evaluation import evaluate, protocol_of
 from distill.feeding import SceneBatches
+from distill.loss_options import loss_weights
 from distill.readers import open_data
 from distill.runlog import RunLog, writing
 from distill.scenes import Scene
@@ -32,7 +33,6 @@ from schedules.plan import Plan, compile_plan
 from schedules.stages import Stages, discover_stages
 from students.catalogue import build_student, student_config
 from students.errors import RunError
-from students.losses import LossWeights
 from students.trainer import Record, Trainer, TrainOptions
 from teachers.catalogue import load_teacher
 from teachers.model import GazeModel
@@ -169,7 +169,7 @@ class Run:
         self.batches = SceneBatches(
             kept, policy=policy, input_size=self.model.input_size, heatmap_size=self.model.heatmap_size,
             batch_size=config.batch_size, seed=config.seed, lineage=lineage, cache=teacher,
-            augment=_augment(config.augment), rank=self.accelerator.process_index, world=self.accelerator.num_processes,
+            augment=_augment(config.augment), target_sigma=config.target_sigma, rank=self.accelerator.process_index, world=self.accelerator.num_processes,
             workers=config.workers, exif=self.scenes.reader == "folder",
         )
         self.stages: Stages = discover_stages(self.model.backbone)
@@ -187,7 +187,7 @@ class Run:
         self.trainer = Trainer(
             self.model, self.stages, self.plan, self.batches, self.path, self.accelerator,
             options=_train_options(config),
-            weights=LossWeights(inout=config.inout_weight, bce=config.bce_weight, softmax=config.softmax_weight),
+            weights=loss_weights(config),
             validate=self.validate if self.validation else None, report=self.log, facts=self.facts,
         )
 

@@ -37,7 +37,7 @@ class PlanConfig:
     distill_temp_start: float = 1.0
     """Temperature at the run's first step."""
     distill_temp_end: float = 1.0
-    """Temperature at the run's end."""
+    """Temperature at the run's end. Over the thousands of cells of a map a rising one flattens the target and was no gain (docs/plan.md)."""
     distill_temp_shape: Literal["linear", "cosine"] = "linear"
     """How the temperature goes from start to end."""
     distill_temperature: CurveSpec | None = None

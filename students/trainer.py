@@ -32,7 +32,7 @@ from schedules.stages import Stages
 from students.batch import Batch, BatchSource
 from students.checkpoint import Checkpoint, checkpoints, newest_intact, save_checkpoint
 from students.errors import RunError, TrainingError
-from students.losses import HeadCounts, Losses, LossWeights, gaze_losses, mass_near_peak
+from students.losses import HeadCounts, Losses, LossWeights, gaze_losses, loss_record, mass_near_peak
 from teachers.model import GazeModel
 from teachers.weights import load_strictly, save_model
 
@@ -151,10 +151,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         summed = self._summed([sum(values) for values in zip(*losses, strict=True)])
-        record = {
-            "loss": summed[0], "heatmap": summed[1], "spatial": summed[2], "inout": summed[3], "kd_heatmap": summed[4],
-            "kd_inout": summed[5], "grad_norm": norm,
-        }
+        record = {**loss_record(summed, self.weights, point.distill_weight), "grad_norm": norm}
         seconds = time.perf_counter() - began
         for name, value in {**record, "images": float(self._count(len(batch.images))), "steps": 1.0, "seconds": seconds}.items():
             self.sums[name] = self.sums.get(name, 0.0) + value

@@ -1,17 +1,13 @@
 """The compiled plan: exact tables, the written schedule transcribed, stretching, purity, messages, `--thaw-by`."""
 
-import argparse
 import itertools
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from distill.commands import plan as plan_command
-from distill.errors import ConfigurationError
 from schedules.clock import needed_epochs
 from schedules.config import PlanConfig
 from schedules.errors import PlanError
@@ -345,77 +341,3 @@ def test_equal_schedules_have_equal_dicts_and_read_back() -> None:
     two = config(initial_freeze_epochs="10 epochs", distill_weight="linear 1.0 -> 0.0")
     assert one.to_dict() == two.to_dict()
     assert PlanConfig(**json.loads(json.dumps(one.to_dict()))).to_dict() == one.to_dict()
-
-
-def command(*arguments: str) -> int:
-    parser = argparse.ArgumentParser()
-    plan_command.register(parser.add_subparsers())
-    args = parser.parse_args(["plan", *arguments])
-    return int(args.run(args))
-
-
-GUIDE = (
-    "--blocks 12 --epochs 45 --finetune --finetune-layers 2 --initial-freeze-epochs 10 --unfreeze-interval 3 "
-    "--distill-weight 0.3"
-)
-
-
-def test_command_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(*GUIDE.split(), "--json") == 0
-    facts = json.loads(capsys.readouterr().out)
-    assert facts["final_unfreeze_epoch"] == 49
-    assert len(facts["warnings"]) == 1
-    assert [line["epoch"] for line in facts["epochs"]] == list(range(45))
-    first = facts["epochs"][0]
-    assert {key: first[key] for key in ("epoch", "open_blocks", "thaw_time", "distill_weight", "temperature")} == {
-        "epoch": 0,
-        "open_blocks": 2,
-        "thaw_time": 0.0,
-        "distill_weight": 0.3,
-        "temperature": 1.0,
-    }
-    assert command(*GUIDE.split(), "--thaw-by", "80%", "--json") == 0
-    solved = json.loads(capsys.readouterr().out)
-    assert solved["warnings"] == []
-    assert solved["final_unfreeze_epoch"] <= 36
-    assert solved["epochs"][36]["stem_open"] is True
-    assert solved["config"]["unfreeze_interval"] == "1.9658 epochs"
-
-
-def test_command_table_and_picture(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(*GUIDE.split()) == 0
-    captured = capsys.readouterr()
-    assert "Progressive unfreeze scheduled after 10 epochs, adding one block every 3 epochs." in captured.out
-    assert "50 epochs would be needed" in captured.err
-    (row,) = (line for line in captured.out.splitlines() if line.strip().startswith("│    13 "))
-    assert [cell.strip() for cell in row.strip("│ ").split("│")[:6]] == ["13", "0.3", "1", "10", "3/12", "+1"]
-
-
-def test_picture_is_exact() -> None:
-    plan = compile_plan(config(epochs=12, finetune_layers=1, initial_freeze_epochs=2, unfreeze_interval=4), blocks=3)
-    assert plan_command.picture(plan) == [
-        "  block 2 ████████████",
-        "  block 1 ░░██████████",
-        "  block 0 ░░░░░░██████",
-        "     stem ░░░░░░██████",
-        "    epoch 0         10",
-        "        w              (highest 0)",
-        "        T ████████████ (highest 1)",
-    ]
-
-
-def test_command_says_what_is_missing() -> None:
-    with pytest.raises(ConfigurationError, match="--epochs"):
-        command("--blocks", "12")
-    with pytest.raises(ConfigurationError, match="--blocks"):
-        command("--epochs", "12")
-    with pytest.raises(PlanError, match="must not be negative"):
-        command("--blocks", "12", "--epochs", "12", "--distill-weight", "-1")
-
-
-def test_command_reads_a_run_file_and_options_override_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = tmp_path / "short.toml"
-    recipe.write_text("[schedule]\nepochs = 8\nfinetune = true\nfinetune_layers = 3\ninitial_freeze_epochs = 2\n")
-    assert command(str(recipe), "--blocks", "6", "--unfreeze-interval", "2 epochs", "--json") == 0
-    facts = json.loads(capsys.readouterr().out)
-    assert [line["open_blocks"] for line in facts["epochs"]] == [3, 3, 4, 4, 5, 5, 6, 6]

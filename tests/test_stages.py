@@ -9,6 +9,7 @@ from torch import nn
 
 from schedules.errors import StageError
 from schedules.stages import Stages, discover_stages
+from students.catalogue import STUDENTS, build_student
 
 
 class Block(nn.Module):
@@ -94,6 +95,17 @@ BACKBONES = [
     ("regnetx_002", False, 13, "s4.b7", "s1.b1", {"stem"}),
     ("mobilevit_xxs", False, 10, "stages.4.1", "stages.0.0", {"stem"}),
     ("levit_128s", False, 9, "stages.2.blocks.3", "stages.0.blocks.0", {"stem"}),
+    ("vit_base_patch14_dinov2", False, 12, "blocks.11", "blocks.0", {"cls_token", "pos_embed", "patch_embed"}),
+    ("vit_small_plus_patch16_dinov3", False, 12, "blocks.11", "blocks.0", {"cls_token", "reg_token", "patch_embed"}),
+    ("hgnetv2_b4", True, 6, "stages_3.blocks.0", "stages_0.blocks.0", {"stem"}),
+    ("efficientnet_b0", True, 16, "blocks.6.0", "blocks.0.0", {"conv_stem", "bn1"}),
+    ("mobilenetv3_large_100", True, 16, "blocks.6.0", "blocks.0.0", {"conv_stem", "bn1"}),
+    ("convnextv2_atto", True, 12, "stages_3.blocks.1", "stages_0.blocks.0", {"stem_0", "stem_1"}),
+    ("fastvit_t12", True, 12, "stages_3.blocks.1", "stages_0.blocks.0", {"stem_0", "stem_1", "stem_2"}),
+    ("repvit_m1", True, 20, "stages_3.blocks.1", "stages_0.blocks.0", {"stem"}),
+    ("resnet50", True, 16, "layer4.2", "layer1.0", {"conv1", "bn1"}),
+    ("swin_tiny_patch4_window7_224", True, 12, "layers_3.blocks.1", "layers_0.blocks.0", {"patch_embed"}),
+    ("efficientvit_b0", True, 10, "stages_3.blocks.2", "stages_0.blocks.0", {"stem_in_conv", "stem_res0"}),
 ]
 
 
@@ -107,6 +119,19 @@ def test_timm_backbones(name: str, features_only: bool, blocks: int, first: str,
     assert_total_cover(model, stages)
     assert (stages.blocks, stages[0].name, stages[blocks - 1].name) == (blocks, first, last)
     assert {parameter.split(".")[0] for parameter in stages[blocks].parameters} == stem
+
+
+@pytest.mark.parametrize("student", STUDENTS)
+def test_every_student_of_the_catalogue(student: str) -> None:
+    with torch.device("meta"):
+        backbone = build_student(STUDENTS[student]).backbone
+    stages = discover_stages(backbone)
+    assert_total_cover(backbone, stages)
+    assert stages.blocks >= 3, "a thaw in fewer steps is none"
+    # What the pictures meet first opens last, what the decoder reads opens first.
+    names = [name for name, _ in backbone.named_parameters()]
+    assert stages.of(names[0]) == stages.blocks
+    assert stages.of(names[-1]) == 0
 
 
 def test_final_norm_opens_with_the_last_block_and_downsampling_with_the_next() -> None:

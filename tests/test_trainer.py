@@ -316,7 +316,8 @@ def test_the_records_are_complete(tmp_path: Path) -> None:
     epoch = ["step", "step", "epoch", "validation", "checkpoint"]
     assert kinds == ["start", "checkpoint", "thaw", *epoch, "thaw", *epoch, "thaw", *epoch, *epoch, "end"]
     by_kind = {record["kind"]: set(record) - {"kind", "step"} for record in records}
-    terms = {"loss", "heatmap", "spatial", "inout", "kd_heatmap", "kd_inout", "grad_norm"}
+    parts = ("heatmap", "spatial", "inout", "kd_heatmap", "kd_inout", "kd_kl")
+    terms = {"loss", *parts, *(f"weighted_{part}" for part in parts), "grad_norm"}
     assert by_kind["start"] == {"total", "steps_per_epoch"}
     assert by_kind["step"] == {
         *terms, "epoch", "seconds", "weight", "temperature", "open_blocks", "stem_open", "lr_head", "lr_backbone", "target_mass",

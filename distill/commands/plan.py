@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from schedules.cost import StageSizes
     from schedules.plan import Plan, PlanConfig
 
 STEPS_PER_EPOCH = 100
-PICTURE_COLUMNS = 100
-PICTURE_ROWS = 24
-SPARKS = " ▁▂▃▄▅▆▇█"
+COST_BASIS = {
+    True: "by FLOPs of one picture with one head: forward of all, backward (twice the forward) of what is open",
+    False: "every block alike (there is no model to count on): forward of all, backward (twice the forward) of what is open",
+}
 
 
 def register(subparsers: Any) -> None:
@@ -21,9 +23,10 @@ def register(subparsers: Any) -> None:
         "plan",
         help="show what a schedule opens, and when",
         description="Compile the schedule of a run file, or of the options alone, and show for every epoch the "
-        "distillation weight, temperature, thaw time, open blocks and learning rates.",
+        "distillation weight, temperature, thaw time, open blocks, parameters that train, learning rates and cost.",
         epilog="examples:\n"
         "  distill plan recipes/gentle_finetune.toml\n"
+        "  distill plan recipes/gazefollow_pico.toml --picture plan.svg\n"
         "  distill plan --blocks 12 --epochs 45 --finetune --distill-weight 0.3 --json\n"
         "  distill plan recipes/slow_burn.toml --thaw-by 80%",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -42,6 +45,8 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--thaw-by", metavar="TIME", help="solve for the longest interval that opens everything by then: 80%%, 36"
     )
+    parser.add_argument("--every-epoch", action="store_true", help="a row for every epoch, however many there are")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the plan as well: FILE.svg or FILE.png")
     parser.add_argument("--json", action="store_true", help="the plan as JSON")
     parser.set_defaults(run=run)
 
@@ -96,104 +101,88 @@ def schedule_overrides(args: argparse.Namespace) -> dict[str, Any]:
 def run(args: argparse.Namespace) -> int:
     """Compile and show. Raises PlanError or ConfigurationError for what cannot be compiled."""
     from distill.console import print_json
+    from distill.plan_picture import check_format, write_picture
     from schedules.plan import compile_plan, solve_thaw_by
 
-    config, blocks = _configured(args)
+    if args.picture is not None:
+        check_format(args.picture)
+    config, sizes, measured = _configured(args)
+    blocks = len(sizes.work) - 1
     if args.thaw_by is not None:
         config = solve_thaw_by(config, blocks, args.thaw_by)
     plan = compile_plan(config, blocks)
+    facts = plan.to_json()
+    for line in facts["epochs"]:
+        opened = line["open_blocks"], line["stem_open"]
+        line["trainable_parameters"] = sizes.trainable(*opened) if measured else None
+        line["relative_cost"] = sizes.cost(*opened)
+    facts["cost_basis"] = COST_BASIS[measured]
+    if args.picture is not None:
+        write_picture(facts, args.picture)
     if args.json:
-        print_json(plan.to_json())
+        print_json(facts)
     else:
-        _show(plan, solved=args.thaw_by)
+        _show(plan, sizes, measured, args)
     return 0
 
 
-def _configured(args: argparse.Namespace) -> tuple[PlanConfig, int]:
+def _configured(args: argparse.Namespace) -> tuple[PlanConfig, StageSizes, bool]:
+    """The schedule, what its stages weigh, and whether that was counted on a model."""
     from distill.configuration import load_run_config
     from distill.errors import ConfigurationError
+    from schedules.errors import PlanError
 
     run_config = load_run_config(args.recipe, schedule_overrides(args))
     config = run_config.plan_config(args.steps_per_epoch)
     if args.blocks is not None:
-        return config, args.blocks
+        from schedules.cost import equal_blocks
+
+        if args.blocks < 0:
+            raise PlanError(f"the number of blocks must not be negative, got {args.blocks}; give --blocks N")
+        return config, equal_blocks(args.blocks), False
     if args.recipe is None:
         raise ConfigurationError(
             "a plan needs the number of the backbone's blocks: give --blocks N (12 for a ViT-S or ViT-B), or a run file"
         )
-    return config, _count_blocks(run_config.student)
+    return config, student_sizes(run_config.student), True
 
 
-def _count_blocks(student: str) -> int:
-    """Blocks of a student's backbone, found by building it, without weights."""
+def student_sizes(student: str) -> StageSizes:
+    """Parameters and work of a student's stages, for one picture with one head; counted without weights or memory."""
+    import torch
+
+    from schedules.cost import measure_stages
     from schedules.stages import discover_stages
     from students.catalogue import build_student, student_config
 
-    return discover_stages(build_student(student_config(student)).backbone).blocks
+    config = student_config(student)
+    with torch.device("meta"):
+        model = build_student(config).eval()
+        images, boxes = torch.empty(1, 3, *config.input_size), torch.empty(1, 4)
+        heads = torch.zeros(1, dtype=torch.int64)
+    stages = discover_stages(model, "backbone")
+    return measure_stages(model, stages, lambda: model(images, boxes, heads))
 
 
-def _show(plan: Plan, solved: str | None) -> None:
+def _show(plan: Plan, sizes: StageSizes, measured: bool, args: argparse.Namespace) -> None:
     from rich.text import Text
 
     from distill.console import print_result, table, warn
+    from distill.plan_table import COLUMNS, table_rows, text_picture
     from schedules.durations import Duration
 
-    rows, opened = [], 0
-    for line in plan.epochs_table:
-        rates = [rate for rate in (*line.lr_blocks, line.lr_stem) if rate > 0]
-        rows.append(
-            [
-                str(line.epoch),
-                f"{line.distill_weight:.4g}",
-                f"{line.temperature:.4g}",
-                f"{line.thaw_time:.4g}",
-                f"{line.open_blocks}/{plan.blocks}" + (" + stem" if line.stem_open else ""),
-                f"+{line.open_blocks - opened}" if line.open_blocks > opened else "",
-                f"{line.lr_head:.2e}",
-                f"{max(rates):.2e}" if rates else "-",
-                f"{min(rates):.2e}" if rates else "-",
-            ]
-        )
-        opened = line.open_blocks
-    columns = ["epoch", "w", "T", "thaw time", "open", "opens", "lr head", "lr backbone, highest", "lowest"]
-    print_result(table("Plan: what is in force at the first step of each epoch", columns, rows, left=0))
-    print_result(Text("\n".join(picture(plan))))
-    if solved is not None:
+    rows = table_rows(plan, sizes, parameters=measured, every=args.every_epoch)
+    drawn = len(rows) < plan.config.epochs
+    title = "Plan: what is in force at the first step of each epoch" + (" (first → last of those in one row)" if drawn else "")
+    print_result(table(title, COLUMNS, rows, left=0))
+    print_result(Text(f"cost: a step's work relative to everything open, {COST_BASIS[measured]}"))
+    print_result(Text("\n".join(text_picture(plan))))
+    if args.picture is not None:
+        print_result(Text(f"picture in {args.picture}"))
+    if args.thaw_by is not None:
         interval = Duration.parse(plan.config.unfreeze_interval).describe()
-        print_result(Text(f"To open everything by {solved}: --unfreeze-interval '{interval}'"))
+        print_result(Text(f"To open everything by {args.thaw_by}: --unfreeze-interval '{interval}'"))
     for message in plan.messages:
         print_result(Text(message))
     for warning in plan.warnings:
         warn(warning)
-
-
-def picture(plan: Plan) -> list[str]:
-    """The thaw as lines of text: a row a block (the last on top, the stem below), a column an epoch; w and T as
-    sparks."""
-    table = plan.epochs_table
-    columns = min(len(table), PICTURE_COLUMNS)
-    shown = [table[index * len(table) // columns] for index in range(columns)]
-    rows = min(plan.blocks, PICTURE_ROWS)
-    lines = []
-    for row in range(rows):
-        # A row stands for several blocks where there are more than fit; it is filled when all of them are open.
-        stage = (row + 1) * plan.blocks // rows - 1
-        cells = "".join("█" if line.open_blocks > stage else "░" for line in shown)
-        lines.append(f"{'block ' + str(plan.blocks - 1 - stage):>9} {cells}")
-    lines.append(f"{'stem':>9} " + "".join("█" if line.stem_open else "░" for line in shown))
-    marks = [" "] * columns
-    for column in range(0, columns, 10):
-        for offset, digit in enumerate(str(shown[column].epoch)[: columns - column]):
-            marks[column + offset] = digit
-    lines.append(f"{'epoch':>9} {''.join(marks)}")
-    lines.append(f"{'w':>9} {_sparks([line.distill_weight for line in shown])}")
-    lines.append(f"{'T':>9} {_sparks([line.temperature for line in shown])}")
-    return [line.rstrip() for line in lines]
-
-
-def _sparks(values: list[float]) -> str:
-    """Heights relative to the highest value, with that value behind."""
-    highest = max(values)
-    top = len(SPARKS) - 1
-    cells = "".join(SPARKS[round(top * value / highest)] if highest > 0 else SPARKS[0] for value in values)
-    return f"{cells} (highest {highest:.4g})"

@@ -31,7 +31,7 @@ def training_charts(run: RunRecord) -> list[Chart]:
         _steps(run, "spatial", "spatial", unless_zero=True),
     ]
     kd = [
-        _steps(run, "kd_heatmap", "heatmap KL · T²", unless_zero=True),
+        _steps(run, "kd_heatmap", "heatmap", unless_zero=True),
         _steps(run, "kd_inout", "in/out", unless_zero=True),
     ]
     charts = [

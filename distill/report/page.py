@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from distill.plan_picture import draw, drawable, svg
 from distill.report.chart import Chart, figure, short
 from distill.report.curves import around_thaws, marks, plan_charts, training_charts
 from distill.report.facts import ExportFacts, ModelRow, ReportFacts
@@ -247,7 +249,18 @@ def _schedule(run: RunRecord) -> str:
         )
     said = "".join(f"<p>{escape(str(text))}</p>" for text in _texts(run.plan, "messages"))
     warned = "".join(f'<p class="note" role="note">{escape(str(text))}</p>' for text in _texts(run.plan, "warnings"))
-    return said + warned + _charts(run, plan_charts(run), "p") + _thaw_table(run)
+    return said + warned + _plan_picture(run) + _charts(run, plan_charts(run), "p") + _thaw_table(run)
+
+
+def _plan_picture(run: RunRecord) -> str:
+    if not drawable(run.plan):
+        return ""
+    drawing = draw(run.plan)
+    data = base64.b64encode(svg(drawing).encode()).decode("ascii")
+    return (
+        f'<figure class="plan"><img src="data:image/svg+xml;base64,{data}" alt="{escape(drawing.told)}" '
+        f'width="{drawing.width:g}" height="{drawing.height:g}" style="max-width:100%;height:auto"></figure>'
+    )
 
 
 def _thaw_table(run: RunRecord) -> str:
