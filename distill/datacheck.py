@@ -225,17 +225,19 @@ def _inspect(path: Path, *, exif: bool) -> tuple[tuple[int, int], bytes] | str:
 def _check_scene(scene: Scene, size: tuple[int, int], findings: Findings) -> None:
     """Boxes and points against the picture's size; ``normalised`` clamps them when the scene is used."""
     width, height = size
-    if scene.size is not None and scene.size != size:
-        stated = f"{scene.size[0]} x {scene.size[1]}"
-        findings.add(
-            "picture of another size than stated", f"{scene.key}: {stated}, is {width} x {height}", "the file counts"
-        )
+    stated = scene.size or size
+    if stated != size:
+        sizes = f"{scene.key}: {stated[0]} x {stated[1]}, is {width} x {height}"
+        if stated == (height, width) and scene.box_pixels:
+            findings.add("picture turned against its annotations", sizes, "refused when used; save it without EXIF orientation")
+            return
+        findings.add("picture of another size than stated", sizes, "boxes and points scaled with it")
     used = scene.normalised(width, height)
     for head, unit in zip(scene.heads, used.heads, strict=True):
         x0, y0, x1, y1 = head.box
-        bw, bh = (1, 1) if scene.box_pixels else size
+        bw, bh = (width / stated[0], height / stated[1]) if scene.box_pixels else size
         over = max(-min(x0, x1) * bw, -min(y0, y1) * bh, max(x0, x1) * bw - width, max(y0, y1) * bh - height)
-        example = f"{scene.key}: person {head.person}, box {x0:g}, {y0:g}, {x1:g}, {y1:g} in {width} x {height}"
+        example = f"{scene.key}: person {head.person}, box {x0:g}, {y0:g}, {x1:g}, {y1:g} in {stated[0]} x {stated[1]}"
         if unit.box[0] == unit.box[2] or unit.box[1] == unit.box[3]:
             findings.add("head wholly outside the picture", example, "refused when used; delete the line")
         elif over > EDGE_PIXELS:

@@ -181,6 +181,7 @@ def gather(pictures: Sequence[Path], heads_file: Path, *, root: Path | None = No
                 raise
             unreadable.append(str(error))
             continue
+        scene = _in_own_pixels(scene, width, height)
         heads = tuple(_within(head, everything[int(head.person)], width, height, heads_file, findings) for head in scene.heads)
         kept.append(replace(scene, heads=heads))
     used = sorted(int(head.person) for scene in kept for head in scene.heads)
@@ -218,16 +219,30 @@ def _upright_size(path: Path, *, decode: bool) -> tuple[int, int]:
     return (height, width) if sideways else (width, height)
 
 
+def _in_own_pixels(scene: Scene, width: int, height: int) -> Scene:
+    """The scene with its boxes in the picture's own pixels, where the heads file counts in those of another size."""
+    if scene.size in (None, (width, height)):
+        return scene
+    assert scene.size is not None
+    scene.normalised(width, height)  # refuses a picture that was turned since
+    across, down = width / scene.size[0], height / scene.size[1]
+    heads = []
+    for head in scene.heads:
+        x0, y0, x1, y1 = head.box
+        heads.append(replace(head, box=(x0 * across, y0 * down, x1 * across, y1 * down)))
+    return replace(scene, heads=tuple(heads), size=(width, height))
+
+
 def _within(head: Head, row: HeadRow, width: int, height: int, file: Path, findings: Findings) -> Head:
     x0, y0, x1, y1 = head.box
     box: Box = (min(max(x0, 0.0), width), min(max(y0, 0.0), height), min(max(x1, 0.0), width), min(max(y1, 0.0), height))
     if box[0] >= box[2] or box[1] >= box[3]:
         raise HeadsError(
-            f"{file}:{row.line}: the box {x0:g}, {y0:g}, {x1:g}, {y1:g} lies outside {row.image}, which is {width} x {height} pixels; "
+            f"{file.parent / row.place}: the box {x0:g}, {y0:g}, {x1:g}, {y1:g} lies outside {row.image}, which is {width} x {height} pixels; "
             "correct or delete the line"
         )
     if box != head.box:
-        findings.add("box over the edge", f"{file.name}:{row.line}: {row.image} is {width} x {height} pixels", "clamped")
+        findings.add("box over the edge", f"{row.place}: {row.image} is {width} x {height} pixels", "clamped")
     return replace(head, box=box)
 
 

@@ -12,15 +12,15 @@ from types import MappingProxyType
 from urllib.parse import parse_qsl
 
 from distill.errors import DataError
-from distill.readers import folder, gazefollow, vat
+from distill.readers import childplay, folder, gazefollow, goo, vat
 from distill.readers.findings import Findings
 from distill.readers.reader import Reader
 from distill.scenes import SceneSet
 
 READERS: Mapping[str, Reader] = MappingProxyType(
-    {reader.name: reader for reader in (gazefollow.READER, vat.READER, folder.READER)}
+    {reader.name: reader for reader in (gazefollow.READER, vat.READER, childplay.READER, goo.READER, folder.READER)}
 )
-_ALIASES = MappingProxyType({"videoattentiontarget": "vat", "gazefollow_extended": "gazefollow"})
+_ALIASES = MappingProxyType({"videoattentiontarget": "vat", "gazefollow_extended": "gazefollow", "gooreal": "goo", "goo-real": "goo", "coco": "folder"})
 
 
 def open_data(spec: str | Path, split: str = "train", *, strict: bool = False) -> SceneSet:
