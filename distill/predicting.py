@@ -39,6 +39,7 @@ from distill.readers.findings import Findings
 from distill.readers.folder import HEADS_FILE, list_pictures
 from distill.readers.heads_file import HeadRow, assign_heads, read_heads_file
 from distill.scenes import Box, Finding, Head, Scene
+from distill.selection import mark
 
 if TYPE_CHECKING:
     from distill.evaluation import GazeFunction, SceneAnswer
@@ -99,10 +100,12 @@ def load_gaze(spec: str, device: str = "auto") -> tuple[GazeFunction, str]:
 
         if device not in ("auto", "cpu"):
             raise ConfigurationError(f"an exported file runs on the CPU, not on {device}; leave --device out, or give the run")
-        return OnnxGaze(Path(spec)), Path(spec).name
+        exported = OnnxGaze(Path(spec))
+        return exported, Path(spec).name + mark(exported.description)
     from teachers.catalogue import load_teacher
     from teachers.errors import UnknownModelError
     from teachers.published import CATALOGUE
+    from teachers.weights import read_description
 
     path = Path(spec)
     if (path / "config.json").is_file() and not (path / "student" / "model.json").is_file():
@@ -117,7 +120,10 @@ def load_gaze(spec: str, device: str = "auto") -> tuple[GazeFunction, str]:
             "give a run's directory, an exported .onnx file, or a teacher that `distill teachers list` knows",
         )
     teacher = load_teacher(spec, device=resolve_device(device))
-    return teacher, path.resolve().name if not known else teacher.name
+    if known:
+        return teacher, teacher.name
+    facts = read_description(path / "student" if (path / "student" / "model.json").is_file() else path)["facts"]
+    return teacher, path.resolve().name + mark(facts)
 
 
 def given_pictures(paths: Sequence[Path], out: Path | None = None) -> tuple[list[Path], Path | None]:

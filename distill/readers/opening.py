@@ -98,6 +98,7 @@ def _resolve(spec: str | Path) -> tuple[Reader, Path, dict[str, str]]:
         path, options = _split_options(text)
         if not path.exists():
             raise DataError(f"no data set at {path}: the folder does not exist; check the path")
+        _refuse_file(path)
         reader = _recognised(path, text)
     else:
         name = match[1].lower()
@@ -105,6 +106,7 @@ def _resolve(spec: str | Path) -> tuple[Reader, Path, dict[str, str]]:
         path, options = _split_options(match[2])
         if not path.exists():
             raise DataError(f"no data set at {path}: the folder does not exist; check the path after {match[1]}:")
+        _refuse_file(path)
         _refuse_stranger(reader, path, options)
     for option in options:
         if option not in reader.options:
@@ -139,6 +141,14 @@ def _recognised(path: Path, text: str) -> Reader:
         raise DataError(f"{path} is no data set itself, but {below[1]} is; write {below[0].name}:{below[1]}")
     examples = ", ".join(reader.example for reader in READERS.values())
     raise DataError(f"{text}: no annotations of a known layout there; name the reader and its folder, e.g. {examples}")
+
+
+def _refuse_file(path: Path) -> None:
+    """Refuse a file where a folder is meant; one that is a data set's annotations leads to the data set."""
+    if path.is_file():
+        above = next(((reader, folder) for folder in list(path.parents)[:5] for reader in READERS.values() if reader.recognises(folder)), None)
+        remedy = f"write {above[0].name}:{above[1]}" if above else "give the folder that holds the annotations and the pictures"
+        raise DataError(f"{path} is a file, and a data set is a folder; {remedy}")
 
 
 def _refuse_stranger(reader: Reader, path: Path, options: Mapping[str, str]) -> None:

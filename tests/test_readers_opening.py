@@ -1,0 +1,85 @@
+"""Naming a data set: the reader by name or by layout, and what is said when it is another one's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from distill.errors import DataError
+from distill.readers import READERS, open_data
+from tests.fixtures import (
+    write_childplay,
+    write_coco,
+    write_folder,
+    write_gazefollow,
+    write_gazefollow_json,
+    write_goo,
+    write_vat,
+)
+
+
+def test_the_layout_names_the_reader(tmp_path: Path) -> None:
+    assert open_data(write_gazefollow(tmp_path / "g")).reader == "gazefollow"
+    assert open_data(write_gazefollow_json(tmp_path / "j")).reader == "gazefollow"
+    assert open_data(write_vat(tmp_path / "v")).reader == "vat"
+    assert open_data(str(write_folder(tmp_path / "f"))).reader == "folder"
+
+
+LAYOUTS = {
+    "gazefollow": write_gazefollow, "gazefollow json": write_gazefollow_json, "vat": write_vat, "childplay": write_childplay, "goo": write_goo,
+    "goo json": lambda root: write_goo(root, form="json"), "folder": write_folder, "folder coco": write_coco,
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_data_set_under_any_other_reader_is_recognised(tmp_path: Path, layout: str) -> None:
+    root = LAYOUTS[layout](tmp_path / "data")
+    own = layout.partition(" ")[0]
+    assert open_data(root, "train").reader == own
+    for name, reader in READERS.items():
+        if name == own:
+            assert len(open_data(f"{name}:{root}", "train"))
+        else:
+            for split in reader.splits:
+                with pytest.raises(DataError, match=f"{root} is not .*: it looks like .*; write {own}:{root} instead"):
+                    open_data(f"{name}:{root}", split)
+
+
+def test_a_file_leads_to_its_data_set(tmp_path: Path) -> None:
+    write_childplay(tmp_path / "c")
+    file = next((tmp_path / "c/annotations/train").iterdir())
+    for spec in (str(file), f"vat:{file}"):
+        with pytest.raises(DataError, match=f"is a file, and a data set is a folder; write childplay:{tmp_path}/c"):
+            open_data(spec)
+    (tmp_path / "x.csv").write_text("a,b")
+    with pytest.raises(DataError, match="give the folder that holds the annotations"):
+        open_data(tmp_path / "x.csv")
+
+
+def test_wrong_reader_unknown_reader_unknown_split(tmp_path: Path) -> None:
+    write_vat(tmp_path / "v")
+    write_gazefollow(tmp_path / "g", 2)
+    with pytest.raises(DataError, match=f"looks like VideoAttentionTarget; write vat:{tmp_path}/v"):
+        open_data(f"gazefollow:{tmp_path}/v")
+    with pytest.raises(DataError, match=f"looks like GazeFollow.*write gazefollow:{tmp_path}/g"):
+        open_data(f"vat:{tmp_path}/g")
+    with pytest.raises(DataError, match=f"looks like GazeFollow.*write gazefollow:{tmp_path}/g"):
+        open_data(f"folder:{tmp_path}/g")
+    with pytest.raises(DataError, match=f"is no data set itself, but .* write gazefollow:{tmp_path}/g"):
+        open_data(tmp_path)
+    with pytest.raises(DataError, match=f"holds no VideoAttentionTarget, but .* write vat:{tmp_path}/v"):
+        open_data(f"vat:{tmp_path}")
+    with pytest.raises(DataError, match="unknown reader 'gazefolow'; did you mean 'gazefollow'"):
+        open_data(f"gazefolow:{tmp_path}/g")
+    with pytest.raises(DataError, match="has no split 'valid'; choose one of train, val"):
+        open_data(f"gazefollow:{tmp_path}/g", "valid")
+    with pytest.raises(DataError, match="knows no option 'heads'"):
+        open_data(f"gazefollow:{tmp_path}/g?heads=x.csv")
+    with pytest.raises(DataError, match="does not exist"):
+        open_data(f"gazefollow:{tmp_path}/nowhere")
+    with pytest.raises(DataError, match="does not exist"):
+        open_data(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no annotations of a known layout"):
+        open_data(tmp_path / "empty")
