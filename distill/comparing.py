@@ -18,6 +18,7 @@ from distill.datacheck_baselines import score_baselines
 from distill.evaluation import Evaluation, GazeFunction, SceneAnswer, answers, evaluate, protocol_of
 from distill.metrics import predicted_point, sigmoid
 from distill.overlay import Person, Style, overlay
+from distill.picture_sizes import SizeMemory
 from distill.pictures import load_picture
 from distill.report.facts import ModelRow
 from distill.report.gallery import GalleryItem
@@ -58,6 +59,8 @@ def _megabytes(spec: str) -> float | None:
 def milliseconds(model: GazeFunction, scenes: Sequence[Scene], device: str = "cpu", *, exif: bool = False) -> float | None:
     """Median milliseconds of one call for one picture with its heads, None where no picture has a head; decoding and resizing are
     not in it. ``exif`` turns pictures upright."""
+    if getattr(model, "stored", False):
+        return None  # predictions from a file: reading them is not the model's time
     prepared = []
     for scene in scenes[:TIMED_SCENES]:
         picture = load_picture(scene.picture, exif=exif)
@@ -89,7 +92,8 @@ def compare(
     chosen = scenes.scenes[:limit] if limit else scenes.scenes
     rows = []
     if training is not None:
-        baselines = score_baselines(replace(scenes, scenes=chosen), training, {}, (), 10**9)
+        with SizeMemory(scenes.root) as sizes:
+            baselines = score_baselines(replace(scenes, scenes=chosen), training, sizes, (), 10**9)
         for row in baselines.rows if baselines else ():
             if row.metrics is not None and row.name in ("centre", "head-position prior"):
                 rows.append(ModelRow(row.name, "baseline", **_scores(row.metrics)))

@@ -29,12 +29,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from distill.errors import ConfigurationError, HeadsError, PictureError
 from distill.exporting import require_extra
 from distill.metrics import sigmoid
-from distill.pictures import load_picture
+from distill.pictures import load_picture, picture_size
 from distill.readers.findings import Findings
 from distill.readers.folder import HEADS_FILE, list_pictures
 from distill.readers.heads_file import HeadRow, assign_heads, read_heads_file
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
     from distill.evaluation import GazeFunction, SceneAnswer
 
 ANSWERS, HEATMAPS = "answers.jsonl", "heatmaps.npz"
-_ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)  # EXIF tag, and its values that swap width and height
 
 
 @dataclass(frozen=True)
@@ -90,11 +88,17 @@ def resolve_device(name: str) -> str:
 def load_gaze(spec: str, device: str = "auto") -> tuple[GazeFunction, str]:
     """The model that ``spec`` names, ready to call, and its name.
 
-    A run's directory (its best student), a stored model's directory, an exported ``.onnx`` file, or a teacher's name. Raises
+    A run's directory (its best student), a stored model's directory, an exported ``.onnx`` file, stored predictions (``.npz``), or a teacher's
+    name, ``onnx:FILE`` for a model of another project among them. A student that was chosen on test carries it in its name. Raises
     :class:`teachers.errors.UnknownModelError` with the nearest names, :class:`teachers.errors.WeightsError` and
     :class:`students.errors.ExportError` for files that are damaged.
     """
-    if spec.endswith(".onnx"):
+    if spec.endswith(".npz"):
+        from distill.predictions import StoredPredictions
+
+        stored = StoredPredictions(Path(spec))
+        return stored, stored.name
+    if spec.endswith(".onnx") and not spec.startswith("onnx:"):
         require_extra("export", "onnxruntime")
         from students.onnx_runtime import OnnxGaze
 
@@ -112,12 +116,12 @@ def load_gaze(spec: str, device: str = "auto") -> tuple[GazeFunction, str]:
         raise ConfigurationError(
             f"run {spec} has no student yet, one is kept at its first validation; go on with `distill train --resume {spec}`"
         )
-    known = spec == "demo" or spec in CATALOGUE or spec.startswith("timm:")
+    known = spec == "demo" or spec in CATALOGUE or spec.startswith(("timm:", "onnx:"))
     if not known and not any((path / part / "model.json").is_file() for part in ("", "student")):
         runs = sorted(str(file.parent.parent) for file in Path("runs").glob("*/student/model.json"))
         raise UnknownModelError.of(
             "model", spec, ["demo", *CATALOGUE, *runs],
-            "give a run's directory, an exported .onnx file, or a teacher that `distill teachers list` knows",
+            "give a run's directory, an exported .onnx file, predictions.npz, or a teacher that `distill teachers list` knows",
         )
     teacher = load_teacher(spec, device=resolve_device(device))
     if known:
@@ -217,12 +221,9 @@ def _upright_size(path: Path, *, decode: bool) -> tuple[int, int]:
         height, width = load_picture(path, exif=True).shape[:2]
         return width, height
     try:
-        with Image.open(path) as picture:
-            width, height = picture.size
-            sideways = picture.getexif().get(_ORIENTATION) in _SIDEWAYS
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise PictureError(f"picture {path} cannot be opened ({error}); replace the file, or use --on-error skip") from None
-    return (height, width) if sideways else (width, height)
+        return picture_size(path, exif=True)
+    except PictureError as error:
+        raise PictureError(f"{error}, or use --on-error skip") from None
 
 
 def _in_own_pixels(scene: Scene, width: int, height: int) -> Scene:
