@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from distill.cases import pick_cases
 from distill.console import progress
 from distill.datacheck_baselines import score_baselines
 from distill.evaluation import Evaluation, GazeFunction, SceneAnswer, answers, evaluate, protocol_of
@@ -150,11 +151,7 @@ def gallery(
     with_gaze = [scene for scene in scenes if any(head.inout == IN and head.points for head in scene.heads)]
     mine = list(answers(student, with_gaze, device=device, exif=exif))
     errors = [_error(answer) for answer in mine]
-    order = sorted(range(len(mine)), key=lambda number: errors[number])
-    third = max(1, count // 3)
-    middle = max(0, len(order) // 2 - third // 2)
-    picked = [("best", n) for n in order[:third]] + [("median", n) for n in order[middle : middle + third]]
-    picked += [("worst", n) for n in order[::-1][: max(0, count - len(picked))]]
+    picked = pick_cases(errors, count)
     theirs = list(answers(teacher, [mine[n].scene for _, n in picked], device=device, exif=exif)) if teacher is not None else []
     items = []
     for place, (kind, number) in enumerate(picked):
