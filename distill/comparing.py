@@ -51,7 +51,7 @@ def _megabytes(spec: str) -> float | None:
     from teachers.catalogue import DEMO, store
 
     path = Path(spec)
-    candidates = [path] if path.is_file() else []
+    candidates = [path] if path.is_file() and path.suffix != ".npz" else []  # stored predictions are no weights
     for folder in (path / "student", path, *([DEMO] if spec == "demo" else []), store() / spec):
         candidates.append(folder / "model.safetensors")
     return next((file.stat().st_size / 1e6 for file in candidates if file.is_file()), None)

@@ -165,7 +165,7 @@ def _check_groups(sets: Sequence[SceneSet], found: list[Finding]) -> None:
     shared = sorted(group for group, splits in where.items() if len(splits) > 1)
     if shared:
         example = f"{shared[0]}: {', '.join(sorted(where[shared[0]]))}"
-        found.append(Finding("show in several splits", len(shared), example, "kept; metrics flatter"))
+        found.append(Finding("show or video in several splits", len(shared), example, "kept; metrics flatter"))
 
 
 def _check_pictures(sets: Sequence[SceneSet], findings: Findings, sizes: SizeMemory) -> dict[str, int]:

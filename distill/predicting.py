@@ -97,7 +97,7 @@ def load_gaze(spec: str, device: str = "auto") -> tuple[GazeFunction, str]:
         from distill.predictions import StoredPredictions
 
         stored = StoredPredictions(Path(spec))
-        return stored, stored.name
+        return stored, f"{stored.name} ({Path(spec).name})" if stored.name else Path(spec).name
     if spec.endswith(".onnx") and not spec.startswith("onnx:"):
         require_extra("export", "onnxruntime")
         from students.onnx_runtime import OnnxGaze

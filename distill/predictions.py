@@ -54,9 +54,7 @@ class StoredPredictions:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        scene, box, heatmap, inout, name = _read(path)
-        self.heatmap, self.inout, self.box = heatmap, inout, box
-        self.name = name or path.name
+        scene, self.box, self.heatmap, self.inout, self.name = _read(path)
         self._rows: dict[str, list[int]] = defaultdict(list)
         for row, key in enumerate(scene.tolist()):
             self._rows[key].append(row)

@@ -154,13 +154,13 @@ def test_a_model_that_breaks_off_leaves_what_was_there(tmp_path: Path, scenes: t
 
 def test_eval_keeps_answers_and_scores_them_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = f"vat:{write_vat(tmp_path / 'data', frames=3)}"
-    file = tmp_path / "demo.npz"
+    file = tmp_path / "tiny.npz"
     rows = []
     for arguments in ([str(store_teacher(tmp_path / "tiny")), "--save-predictions", str(file)], [str(file)]):
         assert main(["eval", *arguments, "--data", data, "--split", "test", "--device", "cpu", "--json"]) == 0
         rows.append({row["role"]: row for row in json.loads(capsys.readouterr().out)["rows"]}["student"])
     live, stored = rows
-    assert stored["name"] == "tiny" and stored["ms"] is None and live["ms"] > 0
+    assert stored["name"] == "tiny (tiny.npz)" and stored["megabytes"] is None and stored["ms"] is None and live["ms"] > 0
     for name in ("auc", "avg_l2", "min_l2", "ap"):
         assert stored[name] == live[name]
     assert main(["eval", str(file), "--data", data, "--split", "val", "--device", "cpu"]) == 2
