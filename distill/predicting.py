@@ -35,7 +35,7 @@ from distill.exporting import require_extra
 from distill.metrics import sigmoid
 from distill.pictures import load_picture, picture_size
 from distill.readers.findings import Findings
-from distill.readers.folder import HEADS_FILE, list_pictures
+from distill.readers.folder import HEADS_FILE, heads_files, list_pictures
 from distill.readers.heads_file import HeadRow, assign_heads, read_heads_file
 from distill.scenes import Box, Finding, Head, Scene
 from distill.selection import mark
@@ -155,11 +155,11 @@ def given_pictures(paths: Sequence[Path], out: Path | None = None) -> tuple[list
 
 
 def find_heads_file(heads: Path | None, paths: Sequence[Path]) -> Path:
-    """``heads``, or without it the ``heads.csv`` in the folder given, or beside the pictures given."""
+    """``heads``, or without it the ``heads.csv`` (else a COCO file) in the folder given, or beside the pictures given."""
     if heads is not None:
         return heads
     folders = list(dict.fromkeys(path if path.is_dir() else path.parent for path in paths))
-    files = [folder / HEADS_FILE for folder in folders if (folder / HEADS_FILE).is_file()]
+    files = [file for folder in folders for file in heads_files(folder)[:1]]
     if len(files) != 1:
         raise ConfigurationError(
             f"{len(files)} files {HEADS_FILE} lie beside the pictures; give one with --heads (image,person,xmin,ymin,xmax,ymax in pixels)"

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from distill.datacheck import check_data
 from distill.errors import DataError, HeadsError
+from distill.predicting import find_heads_file, gather, given_pictures
 from distill.readers import open_data
 from distill.readers.findings import Findings
 from distill.readers.heads_file import assign_heads, read_heads_file
@@ -146,3 +148,30 @@ def test_coco_defects_are_counted(tmp_path: Path) -> None:
 def test_a_csv_has_no_categories(tmp_path: Path) -> None:
     with pytest.raises(HeadsError, match=r"category 'head' is given, but .*heads.csv is a CSV"):
         open_data(f"folder:{write_folder(tmp_path)}?category=head")
+
+
+def test_prediction_takes_coco_heads_too_and_in_the_pictures_own_pixels(tmp_path: Path) -> None:
+    file = write_coco(tmp_path, size=(640, 480)) / "annotations.json"
+    pictures, root = given_pictures([tmp_path])
+    assert find_heads_file(None, [tmp_path]) == file
+    subjects = gather(pictures, file, root=root)
+    assert [row.person for row in subjects.rows] == ["31", "33", "34"] and subjects.findings == ()
+    assert [head.box for scene in subjects.scenes for head in scene.heads] == [(6, 8, 22, 26), (42, 8, 58, 26), (20, 10, 36, 30)]
+    content = json.loads(file.read_text())
+    content["annotations"][0]["bbox"] = [-20, 80, 180, 180]
+    file.write_text(json.dumps(content))
+    (finding,) = gather(pictures, file, root=root).findings
+    assert (finding.name, finding.example) == ("box over the edge", "annotations.json: annotation 0: first.jpg is 64 x 48 pixels")
+    write_coco(tmp_path, size=(48, 64))
+    with pytest.raises(DataError, match="one of them is turned"):
+        gather(pictures, file, root=root)
+
+
+def test_the_check_names_other_sizes_and_turned_pictures(tmp_path: Path) -> None:
+    report = check_data([open_data(write_coco(tmp_path / "a", size=(640, 480)))])
+    assert [(f.name, f.count, f.action) for f in report.findings] == [
+        ("picture of another size than stated", 2, "boxes and points scaled with it")
+    ]
+    report = check_data([open_data(write_coco(tmp_path / "b", size=(48, 64)))])
+    assert [(f.name, f.count) for f in report.findings] == [("picture turned against its annotations", 2)]
+    assert report.findings[0].example == "first.jpg: 48 x 64, is 64 x 48"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from distill.benchmarks.readers import ROWS, WRITERS, memory
+from distill.cli import main
 from distill.errors import DataError
 from distill.readers import READERS, open_data
+from distill.source import SceneSource
+from distill.views import ViewPolicy
 from tests.fixtures import (
     write_childplay,
     write_coco,
@@ -83,3 +88,31 @@ def test_wrong_reader_unknown_reader_unknown_split(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no annotations of a known layout"):
         open_data(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("layout", ["vat", "childplay", "goo", "gazefollow"])
+def test_one_cache_of_the_training_files_serves_training_and_validation(tmp_path: Path, layout: str) -> None:
+    root = LAYOUTS[layout](tmp_path)
+    parts = {split: SceneSource(open_data(root, split), ViewPolicy()) for split in ("train", "val", "trainval")}
+    assert parts["train"].identity == parts["val"].identity == parts["trainval"].identity
+    assert set(parts["train"].keys) <= set(parts["trainval"].keys) and not set(parts["train"].keys) & set(parts["val"].keys)
+    # Of a video whose training takes every sixth frame the other frames of val are built by name.
+    assert set(parts["val"].keys) <= set(parts["trainval"].keys) or parts["val"].split == "val"
+
+
+@pytest.mark.parametrize(("name", "most"), [("gazefollow", 1200), ("vat", 900), ("childplay", 900)])
+def test_annotations_are_read_in_bounded_memory(tmp_path: Path, name: str, most: int) -> None:
+    rows = WRITERS[name](tmp_path / name, 3000)
+    held, peak = memory(f"{name}:{tmp_path}/{name}")
+    assert held <= peak and peak / rows < most
+
+
+def test_bench_readers(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ROWS, "gazefollow", 2000)
+    monkeypatch.setitem(ROWS, "vat", 2000)
+    monkeypatch.setitem(ROWS, "childplay", 6000)
+    assert main(["bench", "readers", "--quick", "--repeats", "1", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)["readers"]
+    assert {name: entry["rows"] for name, entry in facts.items()} == {"gazefollow": 200, "vat": 200, "childplay": 600}
+    assert facts["gazefollow"]["bar_s"] == 0.3 and facts["childplay"]["bar_s"] is None
+    assert main(["bench", "readers", "--repeats", "0"]) == 2

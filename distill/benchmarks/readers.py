@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
                     del data
                     bar.update()
             for name in ROWS:
-                held, peak = _memory(f"{name}:{folder}/{name}")
+                held, peak = memory(f"{name}:{folder}/{name}")
                 bar.update()
                 times = sorted(seconds[name])
                 facts[name] = {
@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _memory(spec: str) -> tuple[int, int]:
+def memory(spec: str) -> tuple[int, int]:
     """(bytes that the scenes hold, bytes at the worst moment) by Python's own count."""
     import tracemalloc
 
