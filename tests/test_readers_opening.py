@@ -51,6 +51,19 @@ def test_a_data_set_under_any_other_reader_is_recognised(tmp_path: Path, layout:
                     open_data(f"{name}:{root}", split)
 
 
+def test_layouts_that_are_not_read_say_what_to_get(tmp_path: Path) -> None:
+    old, prepared = tmp_path / "old", tmp_path / "prepared"
+    for folder in (old, prepared):
+        folder.mkdir()
+    (old / "train_annotations.txt").write_text("x")
+    (prepared / "train_preprocessed.json").write_text('[{"path": "images/A/1_2", "width": 64, "height": 48, "frames": [{"path": "a", "heads": []}]}]')
+    for name in ("", *(f"{reader}:" for reader in READERS)):
+        with pytest.raises(DataError, match=r"2015 release.*get the extended release"):
+            open_data(f"{name}{old}")
+        with pytest.raises(DataError, match=rf"train_preprocessed.json is VideoAttentionTarget as Gaze-LLE prepares it; .* write vat:{prepared}"):
+            open_data(f"{name}{prepared}")
+
+
 def test_a_file_leads_to_its_data_set(tmp_path: Path) -> None:
     write_childplay(tmp_path / "c")
     file = next((tmp_path / "c/annotations/train").iterdir())

@@ -15,6 +15,7 @@ from distill.errors import DataError
 from distill.readers import childplay, folder, gazefollow, goo, vat
 from distill.readers.findings import Findings
 from distill.readers.reader import Reader
+from distill.readers.unsupported import why_not
 from distill.scenes import SceneSet
 
 READERS: Mapping[str, Reader] = MappingProxyType(
@@ -136,6 +137,8 @@ def _recognised(path: Path, text: str) -> Reader:
     for reader in READERS.values():
         if reader.recognises(path):
             return reader
+    if reason := why_not(path):
+        raise DataError(reason)
     below = next(_below(path), None)
     if below is not None:
         raise DataError(f"{path} is no data set itself, but {below[1]} is; write {below[0].name}:{below[1]}")
@@ -160,6 +163,8 @@ def _refuse_stranger(reader: Reader, path: Path, options: Mapping[str, str]) -> 
             raise DataError(
                 f"{path} is not {reader.title}: it looks like {other.title}; write {other.name}:{path} instead"
             )
+    if reason := why_not(path):
+        raise DataError(reason)
     for found, place in _below(path):
         if found is reader and reader.name != "folder":
             raise DataError(f"{path} holds no {reader.title}, but {place} does; write {reader.name}:{place}")
