@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from distill.cases import pick_cases
 from distill.console import progress
 from distill.datacheck_baselines import score_baselines
 from distill.evaluation import Evaluation, GazeFunction, SceneAnswer, answers, evaluate, protocol_of
 from distill.metrics import predicted_point, sigmoid
 from distill.overlay import Person, Style, overlay
+from distill.picture_sizes import SizeMemory
 from distill.pictures import load_picture
 from distill.report.facts import ModelRow
 from distill.report.gallery import GalleryItem
@@ -49,7 +51,7 @@ def _megabytes(spec: str) -> float | None:
     from teachers.catalogue import DEMO, store
 
     path = Path(spec)
-    candidates = [path] if path.is_file() else []
+    candidates = [path] if path.is_file() and path.suffix != ".npz" else []  # stored predictions are no weights
     for folder in (path / "student", path, *([DEMO] if spec == "demo" else []), store() / spec):
         candidates.append(folder / "model.safetensors")
     return next((file.stat().st_size / 1e6 for file in candidates if file.is_file()), None)
@@ -58,6 +60,8 @@ def _megabytes(spec: str) -> float | None:
 def milliseconds(model: GazeFunction, scenes: Sequence[Scene], device: str = "cpu", *, exif: bool = False) -> float | None:
     """Median milliseconds of one call for one picture with its heads, None where no picture has a head; decoding and resizing are
     not in it. ``exif`` turns pictures upright."""
+    if getattr(model, "stored", False):
+        return None  # predictions from a file: reading them is not the model's time
     prepared = []
     for scene in scenes[:TIMED_SCENES]:
         picture = load_picture(scene.picture, exif=exif)
@@ -89,7 +93,8 @@ def compare(
     chosen = scenes.scenes[:limit] if limit else scenes.scenes
     rows = []
     if training is not None:
-        baselines = score_baselines(replace(scenes, scenes=chosen), training, {}, (), 10**9)
+        with SizeMemory(scenes.root) as sizes:
+            baselines = score_baselines(replace(scenes, scenes=chosen), training, sizes, (), 10**9)
         for row in baselines.rows if baselines else ():
             if row.metrics is not None and row.name in ("centre", "head-position prior"):
                 rows.append(ModelRow(row.name, "baseline", **_scores(row.metrics)))
@@ -146,11 +151,7 @@ def gallery(
     with_gaze = [scene for scene in scenes if any(head.inout == IN and head.points for head in scene.heads)]
     mine = list(answers(student, with_gaze, device=device, exif=exif))
     errors = [_error(answer) for answer in mine]
-    order = sorted(range(len(mine)), key=lambda number: errors[number])
-    third = max(1, count // 3)
-    middle = max(0, len(order) // 2 - third // 2)
-    picked = [("best", n) for n in order[:third]] + [("median", n) for n in order[middle : middle + third]]
-    picked += [("worst", n) for n in order[::-1][: max(0, count - len(picked))]]
+    picked = pick_cases(errors, count)
     theirs = list(answers(teacher, [mine[n].scene for _, n in picked], device=device, exif=exif)) if teacher is not None else []
     items = []
     for place, (kind, number) in enumerate(picked):

@@ -21,16 +21,16 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from distill.console import progress
-from distill.datacheck_baselines import Baselines, Sizes, score_baselines
+from distill.datacheck_baselines import Baselines, score_baselines
 from distill.errors import DataError
-from distill.pictures import digest_bytes
+from distill.picture_sizes import SizeMemory
+from distill.pictures import digest_bytes, upright_size
 from distill.readers.findings import Findings
 from distill.scenes import IN, OUT, UNKNOWN, Finding, Head, Scene, SceneSet
 
 # An annotator's rounding and the moving average of video boxes leave fractions of a pixel over the edge.
 EDGE_PIXELS = 1.0
 _BATCH = 256
-_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,20 +99,20 @@ def check_data(
     if not any(sets) or len({(data.reader, data.root) for data in sets}) != 1:
         raise DataError("a check is of one data set: give at least one split with scenes, all of the same data set")
     findings = Findings()
-    sizes: Sizes = {}
     opened: dict[str, int] = {}
-    if pictures:
-        opened = _check_pictures(sets, findings, sizes)
-    # Two splits of one file come with the same findings, two files with findings of one name.
-    found = _merged([*dict.fromkeys(finding for data in sets for finding in data.findings), *findings.result()])
-    _check_groups(sets, found)
-    scored = None
-    if baselines:
-        evaluated = _evaluated(sets)
-        # A prior that has seen the heads it is scored on would flatter.
-        apart = {"val": ("train",), "test": ("train", "trainval")}.get(evaluated.split, ())
-        training = training or next((data for data in sets if data.split in apart), None)
-        scored = score_baselines(evaluated, training, sizes, tuple(opened), baseline_heads)
+    with SizeMemory(sets[0].root, upright=sets[0].reader == "folder") as sizes:
+        if pictures:
+            opened = _check_pictures(sets, findings, sizes)
+        # Two splits of one file come with the same findings, two files with findings of one name.
+        found = _merged([*dict.fromkeys(finding for data in sets for finding in data.findings), *findings.result()])
+        _check_groups(sets, found)
+        scored = None
+        if baselines:
+            evaluated = _evaluated(sets)
+            # A prior that has seen the heads it is scored on would flatter.
+            apart = {"val": ("train",), "test": ("train", "trainval")}.get(evaluated.split, ())
+            training = training or next((data for data in sets if data.split in apart), None)
+            scored = score_baselines(evaluated, training, sizes, tuple(opened), baseline_heads)
     return DataReport(
         reader=sets[0].reader,
         root=sets[0].root,
@@ -165,10 +165,10 @@ def _check_groups(sets: Sequence[SceneSet], found: list[Finding]) -> None:
     shared = sorted(group for group, splits in where.items() if len(splits) > 1)
     if shared:
         example = f"{shared[0]}: {', '.join(sorted(where[shared[0]]))}"
-        found.append(Finding("show in several splits", len(shared), example, "kept; metrics flatter"))
+        found.append(Finding("show or video in several splits", len(shared), example, "kept; metrics flatter"))
 
 
-def _check_pictures(sets: Sequence[SceneSet], findings: Findings, sizes: Sizes) -> dict[str, int]:
+def _check_pictures(sets: Sequence[SceneSet], findings: Findings, sizes: SizeMemory) -> dict[str, int]:
     """Open every picture once; how many of each split could be opened. ``sizes`` receives what was seen."""
     opened: dict[str, int] = {}
     seen: dict[bytes, tuple[str, str]] = {}
@@ -178,6 +178,7 @@ def _check_pictures(sets: Sequence[SceneSet], findings: Findings, sizes: Sizes) 
             for scene, result in _inspected(data):
                 bar.update(1)
                 if isinstance(result, str):
+                    sizes.forget(scene.picture)
                     findings.add(result, str(scene.picture), "not checked further; mend the file or delete its lines")
                     continue
                 size, digest = result
@@ -211,9 +212,7 @@ def _inspect(path: Path, *, exif: bool) -> tuple[tuple[int, int], bytes] | str:
         return "picture unreadable"
     try:
         with Image.open(io.BytesIO(data)) as picture:
-            width, height = picture.size
-            if exif and picture.getexif().get(_ORIENTATION, 1) in _TURNED:
-                width, height = height, width
+            width, height = upright_size(picture) if exif else picture.size
             # All entropy-coded data is read, the inverse transform at an eighth of the size: half the time.
             picture.draft("RGB", (max(1, picture.width // 8), max(1, picture.height // 8)))
             picture.load()
@@ -225,17 +224,19 @@ def _inspect(path: Path, *, exif: bool) -> tuple[tuple[int, int], bytes] | str:
 def _check_scene(scene: Scene, size: tuple[int, int], findings: Findings) -> None:
     """Boxes and points against the picture's size; ``normalised`` clamps them when the scene is used."""
     width, height = size
-    if scene.size is not None and scene.size != size:
-        stated = f"{scene.size[0]} x {scene.size[1]}"
-        findings.add(
-            "picture of another size than stated", f"{scene.key}: {stated}, is {width} x {height}", "the file counts"
-        )
+    stated = scene.size or size
+    if stated != size:
+        sizes = f"{scene.key}: {stated[0]} x {stated[1]}, is {width} x {height}"
+        if stated == (height, width) and scene.box_pixels:
+            findings.add("picture turned against its annotations", sizes, "refused when used; save it without EXIF orientation")
+            return
+        findings.add("picture of another size than stated", sizes, "boxes and points scaled with it")
     used = scene.normalised(width, height)
     for head, unit in zip(scene.heads, used.heads, strict=True):
         x0, y0, x1, y1 = head.box
-        bw, bh = (1, 1) if scene.box_pixels else size
+        bw, bh = (width / stated[0], height / stated[1]) if scene.box_pixels else size
         over = max(-min(x0, x1) * bw, -min(y0, y1) * bh, max(x0, x1) * bw - width, max(y0, y1) * bh - height)
-        example = f"{scene.key}: person {head.person}, box {x0:g}, {y0:g}, {x1:g}, {y1:g} in {width} x {height}"
+        example = f"{scene.key}: person {head.person}, box {x0:g}, {y0:g}, {x1:g}, {y1:g} in {stated[0]} x {stated[1]}"
         if unit.box[0] == unit.box[2] or unit.box[1] == unit.box[3]:
             findings.add("head wholly outside the picture", example, "refused when used; delete the line")
         elif over > EDGE_PIXELS:

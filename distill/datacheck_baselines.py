@@ -81,7 +81,7 @@ def score_baselines(
     their keys. The head-position prior's distances are those of the mean point itself; every other row's are those of
     its map's highest cell.
     """
-    protocol: Protocol = "vat" if evaluated.reader == "vat" else "gazefollow"
+    protocol: Protocol = "vat" if evaluated.reader in ("vat", "childplay") else "gazefollow"
     of = sum(_is_scored(head) for scene in evaluated.scenes for head in scene.heads)
     scenes = list(_usable(_thinned(evaluated.scenes, limit), sizes, evaluated.split in checked))
     heads = _Heads.of(scenes)

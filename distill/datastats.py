@@ -11,7 +11,8 @@ import numpy as np
 
 from distill.console import progress
 from distill.errors import DataError, PictureError
-from distill.pictures import load_picture, picture_size
+from distill.picture_sizes import SizeMemory
+from distill.pictures import picture_size
 from distill.scenes import IN, OUT, UNKNOWN, Scene, SceneSet
 from distill.splits import fraction
 
@@ -72,11 +73,15 @@ def data_stats(scene_set: SceneSet, limit: int = 2000) -> DataStats:
     """
     scenes = sorted(scene_set.scenes, key=lambda scene: fraction(f"stats\0{scene.key}"))[:limit]
     seen: list[Scene] = []
-    with progress("Reading picture sizes", total=len(scenes), unit="pictures") as bar:
+    upright = scene_set.reader == "folder"
+    with SizeMemory(scene_set.root, upright=upright) as sizes, progress("Reading picture sizes", total=len(scenes), unit="pictures") as bar:
         for scene in scenes:
             bar.update(1)
             try:
-                seen.append(scene.normalised(*_size(scene, upright=scene_set.reader == "folder")))
+                size = scene.size or sizes.get(scene.picture)
+                if size is None:
+                    size = sizes[scene.picture] = picture_size(scene.picture, exif=upright)
+                seen.append(scene.normalised(*size))
             except PictureError:
                 # Counted below; `data check` names each.
                 continue
@@ -112,11 +117,3 @@ def data_stats(scene_set: SceneSet, limit: int = 2000) -> DataStats:
         sizes={f"{w} x {h}": n for (w, h), n in Counter(scene.size or (0, 0) for scene in seen).most_common(5)},
     )
 
-
-def _size(scene: Scene, *, upright: bool) -> tuple[int, int]:
-    if scene.size is not None:
-        return scene.size
-    if upright:
-        height, width = load_picture(scene.picture, exif=True).shape[:2]
-        return width, height
-    return picture_size(scene.picture)

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -30,6 +30,15 @@ class GazeFunction(Protocol):
     def input_size(self) -> tuple[int, int]: ...
 
     def __call__(self, images: Tensor, boxes: Tensor, image_index: Tensor) -> GazeOutput: ...
+
+
+@runtime_checkable
+class AnswerSource(Protocol):
+    """What answers for scenes by itself instead of looking at their pictures: stored predictions, a model that is recorded."""
+
+    def scene_answers(
+        self, scenes: Sequence[Scene], *, batch_size: int, workers: int, device: str, exif: bool
+    ) -> Iterator[SceneAnswer]: ...
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,9 @@ def answers(
     ``exif`` turns pictures upright (see :func:`distill.pictures.decode`), as is right for those of the reader ``folder``. Raises
     :class:`PictureError` for a picture that cannot be read, :class:`DataError` for a head box outside its picture.
     """
+    if isinstance(model, AnswerSource):
+        yield from model.scene_answers(scenes, batch_size=batch_size, workers=workers, device=device, exif=exif)
+        return
     with ThreadPoolExecutor(workers, thread_name_prefix="evaluation") as pool:
         waiting: deque = deque()
         upcoming = iter(scenes)
@@ -114,8 +126,8 @@ class Evaluation:
 
 
 def protocol_of(reader: str) -> str:
-    """Which AUC a data set's own tables use."""
-    return "vat" if reader == "vat" else "gazefollow"
+    """Which AUC a data set's own tables use: video, with one annotator a head, that of VideoAttentionTarget."""
+    return "vat" if reader in ("vat", "childplay") else "gazefollow"
 
 
 def evaluate(

@@ -141,6 +141,7 @@ def export_run(
     recorded: dict[str, Any] = {
         "run": facts.get("run"),
         "metrics": facts.get("validation"),
+        "selection": facts.get("selection"),
         "lineage": {**facts.get("lineage", {}), "weights": description["weights_digest"]},
         "gate": {"data": data or f"{chosen.reader}:{chosen.root}", "split": chosen.split, "digest": chosen.digest()},
     }

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from distill.errors import PictureError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+_ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)  # EXIF tag, and its values that swap width and height
 
 
 def read_bytes(path: Path) -> bytes:
@@ -50,15 +51,21 @@ def load_picture(path: Path, *, exif: bool = False) -> np.ndarray:
     return decode(read_bytes(path), path, exif=exif)
 
 
-def picture_size(path: Path) -> tuple[int, int]:
-    """(width, height) in pixels from the file's header, without decoding it."""
+def picture_size(path: Path, *, exif: bool = False) -> tuple[int, int]:
+    """(width, height) in pixels from the file's header, without decoding it; ``exif``: of the picture held upright."""
     try:
         with Image.open(path) as picture:
-            return picture.size
+            return upright_size(picture) if exif else picture.size
     except FileNotFoundError:
         raise PictureError(f"picture {path} does not exist; check the data set's folder or the path given") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise PictureError(f"picture {path} cannot be opened ({error}); replace the file") from None
+
+
+def upright_size(picture: Image.Image) -> tuple[int, int]:
+    """(width, height) of an opened picture, held as its EXIF orientation says."""
+    sideways = picture.getexif().get(_ORIENTATION) in _SIDEWAYS
+    return (picture.height, picture.width) if sideways else picture.size
 
 
 def digest_bytes(data: bytes) -> bytes:

@@ -29,22 +29,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from distill.errors import ConfigurationError, HeadsError, PictureError
 from distill.exporting import require_extra
 from distill.metrics import sigmoid
-from distill.pictures import load_picture
+from distill.pictures import load_picture, picture_size
 from distill.readers.findings import Findings
-from distill.readers.folder import HEADS_FILE, list_pictures
+from distill.readers.folder import HEADS_FILE, heads_files, list_pictures
 from distill.readers.heads_file import HeadRow, assign_heads, read_heads_file
 from distill.scenes import Box, Finding, Head, Scene
+from distill.selection import mark
 
 if TYPE_CHECKING:
     from distill.evaluation import GazeFunction, SceneAnswer
 
 ANSWERS, HEATMAPS = "answers.jsonl", "heatmaps.npz"
-_ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)  # EXIF tag, and its values that swap width and height
 
 
 @dataclass(frozen=True)
@@ -89,35 +88,46 @@ def resolve_device(name: str) -> str:
 def load_gaze(spec: str, device: str = "auto") -> tuple[GazeFunction, str]:
     """The model that ``spec`` names, ready to call, and its name.
 
-    A run's directory (its best student), a stored model's directory, an exported ``.onnx`` file, or a teacher's name. Raises
+    A run's directory (its best student), a stored model's directory, an exported ``.onnx`` file, stored predictions (``.npz``), or a teacher's
+    name, ``onnx:FILE`` for a model of another project among them. A student that was chosen on test carries it in its name. Raises
     :class:`teachers.errors.UnknownModelError` with the nearest names, :class:`teachers.errors.WeightsError` and
     :class:`students.errors.ExportError` for files that are damaged.
     """
-    if spec.endswith(".onnx"):
+    if spec.endswith(".npz"):
+        from distill.predictions import StoredPredictions
+
+        stored = StoredPredictions(Path(spec))
+        return stored, f"{stored.name} ({Path(spec).name})" if stored.name else Path(spec).name
+    if spec.endswith(".onnx") and not spec.startswith("onnx:"):
         require_extra("export", "onnxruntime")
         from students.onnx_runtime import OnnxGaze
 
         if device not in ("auto", "cpu"):
             raise ConfigurationError(f"an exported file runs on the CPU, not on {device}; leave --device out, or give the run")
-        return OnnxGaze(Path(spec)), Path(spec).name
+        exported = OnnxGaze(Path(spec))
+        return exported, Path(spec).name + mark(exported.description)
     from teachers.catalogue import load_teacher
     from teachers.errors import UnknownModelError
     from teachers.published import CATALOGUE
+    from teachers.weights import read_description
 
     path = Path(spec)
     if (path / "config.json").is_file() and not (path / "student" / "model.json").is_file():
         raise ConfigurationError(
             f"run {spec} has no student yet, one is kept at its first validation; go on with `distill train --resume {spec}`"
         )
-    known = spec == "demo" or spec in CATALOGUE or spec.startswith("timm:")
+    known = spec == "demo" or spec in CATALOGUE or spec.startswith(("timm:", "onnx:"))
     if not known and not any((path / part / "model.json").is_file() for part in ("", "student")):
         runs = sorted(str(file.parent.parent) for file in Path("runs").glob("*/student/model.json"))
         raise UnknownModelError.of(
             "model", spec, ["demo", *CATALOGUE, *runs],
-            "give a run's directory, an exported .onnx file, or a teacher that `distill teachers list` knows",
+            "give a run's directory, an exported .onnx file, predictions.npz, or a teacher that `distill teachers list` knows",
         )
     teacher = load_teacher(spec, device=resolve_device(device))
-    return teacher, path.resolve().name if not known else teacher.name
+    if known:
+        return teacher, teacher.name
+    facts = read_description(path / "student" if (path / "student" / "model.json").is_file() else path)["facts"]
+    return teacher, path.resolve().name + mark(facts)
 
 
 def given_pictures(paths: Sequence[Path], out: Path | None = None) -> tuple[list[Path], Path | None]:
@@ -145,11 +155,11 @@ def given_pictures(paths: Sequence[Path], out: Path | None = None) -> tuple[list
 
 
 def find_heads_file(heads: Path | None, paths: Sequence[Path]) -> Path:
-    """``heads``, or without it the ``heads.csv`` in the folder given, or beside the pictures given."""
+    """``heads``, or without it the ``heads.csv`` (else a COCO file) in the folder given, or beside the pictures given."""
     if heads is not None:
         return heads
     folders = list(dict.fromkeys(path if path.is_dir() else path.parent for path in paths))
-    files = [folder / HEADS_FILE for folder in folders if (folder / HEADS_FILE).is_file()]
+    files = [file for folder in folders for file in heads_files(folder)[:1]]
     if len(files) != 1:
         raise ConfigurationError(
             f"{len(files)} files {HEADS_FILE} lie beside the pictures; give one with --heads (image,person,xmin,ymin,xmax,ymax in pixels)"
@@ -181,6 +191,7 @@ def gather(pictures: Sequence[Path], heads_file: Path, *, root: Path | None = No
                 raise
             unreadable.append(str(error))
             continue
+        scene = _in_own_pixels(scene, width, height)
         heads = tuple(_within(head, everything[int(head.person)], width, height, heads_file, findings) for head in scene.heads)
         kept.append(replace(scene, heads=heads))
     used = sorted(int(head.person) for scene in kept for head in scene.heads)
@@ -210,12 +221,23 @@ def _upright_size(path: Path, *, decode: bool) -> tuple[int, int]:
         height, width = load_picture(path, exif=True).shape[:2]
         return width, height
     try:
-        with Image.open(path) as picture:
-            width, height = picture.size
-            sideways = picture.getexif().get(_ORIENTATION) in _SIDEWAYS
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise PictureError(f"picture {path} cannot be opened ({error}); replace the file, or use --on-error skip") from None
-    return (height, width) if sideways else (width, height)
+        return picture_size(path, exif=True)
+    except PictureError as error:
+        raise PictureError(f"{error}, or use --on-error skip") from None
+
+
+def _in_own_pixels(scene: Scene, width: int, height: int) -> Scene:
+    """The scene with its boxes in the picture's own pixels, where the heads file counts in those of another size."""
+    if scene.size in (None, (width, height)):
+        return scene
+    assert scene.size is not None
+    scene.normalised(width, height)  # refuses a picture that was turned since
+    across, down = width / scene.size[0], height / scene.size[1]
+    heads = []
+    for head in scene.heads:
+        x0, y0, x1, y1 = head.box
+        heads.append(replace(head, box=(x0 * across, y0 * down, x1 * across, y1 * down)))
+    return replace(scene, heads=tuple(heads), size=(width, height))
 
 
 def _within(head: Head, row: HeadRow, width: int, height: int, file: Path, findings: Findings) -> Head:
@@ -223,11 +245,11 @@ def _within(head: Head, row: HeadRow, width: int, height: int, file: Path, findi
     box: Box = (min(max(x0, 0.0), width), min(max(y0, 0.0), height), min(max(x1, 0.0), width), min(max(y1, 0.0), height))
     if box[0] >= box[2] or box[1] >= box[3]:
         raise HeadsError(
-            f"{file}:{row.line}: the box {x0:g}, {y0:g}, {x1:g}, {y1:g} lies outside {row.image}, which is {width} x {height} pixels; "
+            f"{file.parent / row.place}: the box {x0:g}, {y0:g}, {x1:g}, {y1:g} lies outside {row.image}, which is {width} x {height} pixels; "
             "correct or delete the line"
         )
     if box != head.box:
-        findings.add("box over the edge", f"{file.name}:{row.line}: {row.image} is {width} x {height} pixels", "clamped")
+        findings.add("box over the edge", f"{row.place}: {row.image} is {width} x {height} pixels", "clamped")
     return replace(head, box=box)
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from distill.errors import DataError
+
 OUT, IN, UNKNOWN = 0, 1, -1
 
 Box = tuple[float, float, float, float]
@@ -39,7 +41,8 @@ class Scene:
     """One picture with its heads.
 
     ``key`` is stable and unique in the data set (the path within it). ``size`` is (width, height) in pixels where the
-    annotations state it. ``group`` is what must not be split between training and validation (a show, a clip).
+    annotations state it; coordinates in pixels are then counted in it, whatever the size of the picture on disk. ``group`` is what must not
+    be split between training and validation (a show, a video).
     """
 
     key: str
@@ -53,10 +56,17 @@ class Scene:
     def normalised(self, width: int, height: int) -> Scene:
         """The same scene with boxes and points in [0,1] of a picture of ``width`` × ``height`` pixels, clamped to it.
 
-        Points of heads that are not in the frame are dropped: they mean nothing. Reversed boxes are put right.
+        Points of heads that are not in the frame are dropped: they mean nothing. Reversed boxes are put right. Raises :class:`DataError` for
+        pixels counted in a picture that lay on its side when it was annotated.
         """
-        bw, bh = (width, height) if self.box_pixels else (1, 1)
-        pw, ph = (width, height) if self.point_pixels else (1, 1)
+        pixels = self.size or (width, height)
+        if (self.box_pixels or self.point_pixels) and pixels != (width, height) and pixels == (height, width):
+            raise DataError(
+                f"picture {self.picture} is {width} x {height}, and {self.key} was annotated at {height} x {width}: one of them is turned; save "
+                "the picture without its EXIF orientation, or annotate it upright"
+            )
+        bw, bh = pixels if self.box_pixels else (1, 1)
+        pw, ph = pixels if self.point_pixels else (1, 1)
 
         def unit(value: float) -> float:
             return min(max(value, 0.0), 1.0)

@@ -28,6 +28,7 @@ from distill.loss_options import loss_weights
 from distill.readers import open_data
 from distill.runlog import RunLog, writing
 from distill.scenes import Scene
+from distill.selection import refuse_test_selection, selection
 from distill.views import ViewPolicy
 from schedules.plan import Plan, compile_plan
 from schedules.stages import Stages, discover_stages
@@ -149,6 +150,7 @@ class Run:
             config = replace(config, data=data_of_cache(config.cache))
         if config.best_metric not in METRICS:
             raise ConfigurationError(f"best_metric is {config.best_metric!r}; choose one of {', '.join(METRICS)}")
+        refuse_test_selection(config)
         self.config, self.path = config, run_directory(config)
         prepare_run(config, self.path, resuming=resuming)
         self.scenes = open_data(config.data, config.train_split)
@@ -181,7 +183,7 @@ class Run:
         if teacher is not None and not taught:
             warn("a cache is given but distill_weight is 0: the teacher is not listened to; set --distill-weight, e.g. 1.0")
         self.facts = {
-            "name": config.student, "run": config.name, "config": config.to_json(), "lineage": lineage, **origin
+            "name": config.student, "run": config.name, "config": config.to_json(), "lineage": lineage, "selection": selection(config), **origin
         }
         self.log = RunLog(self.path, self.plan, self.accelerator, watch)
         self.trainer = Trainer(

@@ -6,10 +6,12 @@ Every function writes below ``root`` and returns what a test opens. The same arg
 from __future__ import annotations
 
 import json
+import pickle
 import random
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 Box = tuple[float, float, float, float]
@@ -18,12 +20,14 @@ Point = tuple[float, float]
 SIZE = (64, 48)  # width, height of every picture in pixels
 
 
-def write_picture(path: Path, *, boxes: Sequence[Box] = (), points: Sequence[Point] = (), seed: int = 0) -> Path:
+def write_picture(
+    path: Path, *, boxes: Sequence[Box] = (), points: Sequence[Point] = (), seed: int = 0, size: tuple[int, int] = SIZE
+) -> Path:
     """A small JPEG: a gradient, a disc in each head box (pixels), a dot at each gaze point ([0,1])."""
     path.parent.mkdir(parents=True, exist_ok=True)
     dice = random.Random(f"{path.name}/{seed}")
-    width, height = SIZE
-    picture = Image.linear_gradient("L").resize(SIZE).rotate(dice.choice((0, 180))).convert("RGB")
+    width, height = size
+    picture = Image.linear_gradient("L").resize(size).rotate(dice.choice((0, 180))).convert("RGB")
     draw = ImageDraw.Draw(picture)
     for _ in range(3):
         left, top = dice.randrange(width), dice.randrange(height)
@@ -176,6 +180,91 @@ def write_folder(root: Path, pictures: int = 3) -> Path:
         write_picture(root / name, boxes=boxes)
         lines += [f"{name},{person},{x0},{y0},{x1},{y1}" for person, (x0, y0, x1, y1) in enumerate(boxes, 1)]
     _write(root / "heads.csv", "\n".join(lines) + "\n")
+    return root
+
+
+CHILDPLAY_HEADER = "clip,frame,person_id,bbox_x,bbox_y,bbox_width,bbox_height,gaze_class,gaze_x,gaze_y,is_child"
+CHILDPLAY_CLIPS = {"train": ("1Aea8BH-PCs_1256-1258", "a_b-c_7-9-downsampled"), "val": ("bI1GohGXSt0_20-22",), "test": ("1Ab4vLMMAbY_2354-2356",)}
+
+
+def write_childplay(root: Path) -> Path:
+    """ChildPlay: three frames a clip, two people; names hold underscores and hyphens, one clip is ``-downsampled``.
+
+    Person 1 looks at (40, 30) pixels, in the 2nd frame out of the picture. Person 2 is there from the 2nd frame on: with their eyes closed, then
+    ``inside_visible`` without a point. The file begins with a byte order mark.
+    """
+    for split, clips in CHILDPLAY_CLIPS.items():
+        for seed, clip in enumerate(clips):
+            video, start = clip.rsplit("_", 1)[0], int(clip.rsplit("_", 1)[1].split("-")[0])
+            lines = [CHILDPLAY_HEADER]
+            for frame in (1, 2, 3):
+                gaze = "outside_frame,-1.0,-1.0" if frame == 2 else "inside_visible,40.0,30.0"
+                lines.append(f"{clip},{frame},1,{4 + frame},6,16,18,{gaze},1")
+                if frame > 1:
+                    lines.append(f"{clip},{frame},2,44,8,16,18,{'eyes_closed' if frame == 2 else 'inside_visible'},-1.0,-1.0,0")
+                picture = root / "images" / clip / f"{video}_{start + frame - 1}.jpg"
+                write_picture(picture, boxes=[(4 + frame, 6, 20 + frame, 24)], points=[(40 / SIZE[0], 30 / SIZE[1])], seed=seed)
+            _write(root / "annotations" / split / f"{clip}.csv", "\ufeff" + "\n".join(lines) + "\n")
+    return root
+
+
+def goo_record(name: str, box: Box, gaze: Point) -> dict[str, object]:
+    """One record of GOO-Real in its own units, 640 × 480: a shelf object's box, then the head's."""
+    return {
+        "filename": name.replace("/", "\\"), "width": 1920, "height": 1080,
+        "ann": {
+            "bboxes": np.array([[gaze[0] - 8, gaze[1] - 8, gaze[0] + 8, gaze[1] + 8], box], dtype=np.float32),
+            "labels": np.array([17, -1], dtype=np.int64),
+        },
+        "gaze_item": np.int64(17), "gaze_cx": gaze[0], "gaze_cy": gaze[1],
+        "hx": (box[0] + box[2]) / 2, "hy": (box[1] + box[3]) / 2,
+    }
+
+
+def write_goo(root: Path, *, form: str = "pickle", protocol: int = 4) -> Path:
+    """GOO-Real: two training pictures, one to validate and one to test on, all 1920 × 1080 with annotations in 640 × 480."""
+    names = {"oneshotrealhumansNew": ("8/cam1/cam0_img1.jpg", "8/cam1/cam0_img2.jpg"), "valrealhumansNew": ("9/cam0/cam0_img3.jpg",)}
+    for number, (stem, pictures) in enumerate({**names, "testrealhumansNew": ("10/cam0/cam0_img4.jpg",)}.items()):
+        records = []
+        for step, name in enumerate(pictures):
+            box, gaze = (160.0 + 64 * step, 120.0, 224.0 + 64 * step, 216.0), (480.0, 240.0 + 24 * number)
+            records.append(goo_record(name, box, gaze))
+            wide = [(box[0] * 3, box[1] * 2.25, box[2] * 3, box[3] * 2.25)]
+            points = [(gaze[0] / 640, gaze[1] / 480)]
+            write_picture(root / "finalrealdatasetImgsV3" / name, boxes=wide, points=points, seed=number, size=(1920, 1080))
+        if form == "pickle":
+            (root / f"{stem}.pickle").write_bytes(pickle.dumps(records, protocol))
+        else:
+            _write(root / f"{stem}.json", json.dumps(records, default=lambda value: value.tolist()))
+    return root
+
+
+def write_coco(root: Path, *, size: tuple[int, int] = SIZE) -> Path:
+    """A folder of two pictures with ``annotations.json``: two heads in the first, one in the second, and somebody's body.
+
+    ``size`` is what the file says that the pictures have.
+    """
+    across, down = size[0] / SIZE[0], size[1] / SIZE[1]
+
+    def annotation(number: int, image: int, kind: int, x: float, y: float, width: float, height: float) -> dict[str, object]:
+        box = [x * across, y * down, width * across, height * down]
+        return {"id": number, "image_id": image, "category_id": kind, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+
+    content = {
+        "info": {"year": 2024}, "licenses": [],
+        "images": [
+            {"id": 5, "file_name": "first.jpg", "width": size[0], "height": size[1]},
+            {"id": 9, "file_name": "sub\\second.jpg", "width": size[0], "height": size[1]},
+        ],
+        "categories": [{"id": 1, "name": "person", "supercategory": "none"}, {"id": 7, "name": "Head", "supercategory": "none"}],
+        "annotations": [
+            annotation(31, 5, 7, 6, 8, 16, 18), annotation(32, 5, 1, 2, 4, 24, 40),
+            annotation(33, 5, 7, 42, 8, 16, 18), annotation(34, 9, 7, 20, 10, 16, 20),
+        ],
+    }
+    write_picture(root / "first.jpg", boxes=[(6, 8, 22, 26), (42, 8, 58, 26)])
+    write_picture(root / "sub/second.jpg", boxes=[(20, 10, 36, 30)])
+    _write(root / "annotations.json", json.dumps(content))
     return root
 
 

@@ -51,7 +51,7 @@ def test_photographs_are_scored_timed_and_drawn_upright(sideways: Scene) -> None
     evaluate(model, [sideways], exif=True)
     milliseconds(model, [sideways], exif=True)
     items = gallery([sideways], model, model, 1, exif=True)
-    assert set(model.white) == {"right"} and len(model.white) == 1 + 3 + 1 + 2
+    assert set(model.white) == {"right"} and len(model.white) == 1 + 3 + 1 + 1
     width, height = items[0].truth.size  # type: ignore[union-attr]
     assert height > 1.5 * width
     model.white.clear()

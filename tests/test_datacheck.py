@@ -131,7 +131,7 @@ def test_a_picture_in_training_and_test_is_found(tmp_path: Path) -> None:
 
 def test_a_show_in_training_and_test_is_found(tmp_path: Path) -> None:
     report = check_data(open_splits(write_vat(tmp_path, test="Show_Two")), baselines=False)
-    assert _found(report)["show in several splits"] == 1
+    assert _found(report)["show or video in several splits"] == 1
 
 
 def test_photographs_are_seen_upright(tmp_path: Path) -> None:

@@ -124,6 +124,7 @@ def test_the_export_is_kept_with_its_parity(chain: Chain) -> None:
     assert (chain.run / "exports/student.onnx").stat().st_size > 10_000
     assert facts["digest"] == said["digest"]
     assert facts["parity"]["heatmap_probability"] <= facts["tolerance"]["probability"] == 1e-3
+    assert facts["selection"]["split"] == "val"
     assert facts["lineage"]["cache"] == CacheReader(chain.world.cache).manifest.identity_digest()
 
 

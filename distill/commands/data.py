@@ -17,7 +17,11 @@ DATA = """\
 DATA is reader:path, or a path whose layout is recognised:
   gazefollow:/data/gazefollow_extended      the extended release, as published or as preprocessed JSON
   vat:/data/videoattentiontarget            VideoAttentionTarget
+  childplay:/data/ChildPlay                 ChildPlay
+  goo:/data/gooreal                         GOO-Real, its pickles or the same as JSON
   folder:/pictures?heads=/boxes.csv         pictures and a CSV image,person,xmin,ymin,xmax,ymax (pixels)
+  folder:/pictures?heads=/coco.json&category=head     pictures and COCO JSON, the heads' category by its name
+docs/data.md says what is expected where, and what is dropped and why.
 """
 
 CHECK_DESCRIPTION = """\
@@ -180,7 +184,7 @@ def _check_tables(report: DataReport) -> list[Table | str]:
         row = [split.split, *(f"{number:,}" for number in numbers), str(split.annotators), opened]
         rows.append([*row, f"{split.groups:,}"] if grouped else row)
     if grouped:
-        columns.append("shows")
+        columns.append("shows" if report.reader == "vat" else "videos")
     tables: list[Table | str] = [table(escape(f"{report.root} ({report.reader})"), columns, rows)]
     if report.findings:
         found = [[f.name, f"{f.count:,}", escape(f.example), f.action] for f in report.findings]

@@ -11,6 +11,8 @@ examples:
   distill eval runs/demo                                        the run's own validation scenes, beside its teacher
   distill eval runs/a runs/b --data gazefollow:/path --split test
   distill eval runs/a runs/a/exports/student.onnx demo
+  distill eval demo --data vat:/path --save-predictions demo.npz
+  distill eval demo.npz theirs.npz --data vat:/path             answers from files, see docs/data.md
 """
 
 
@@ -24,12 +26,13 @@ def register(subparsers: Any) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="run directory, exported .onnx file, or teacher")
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="run directory, exported .onnx file, predictions.npz, or teacher")
     parser.add_argument("--data", default="", metavar="DATA", help="data set (default: the first run's own)")
     parser.add_argument("--split", default="", help="split to score on (default: the first run's validation split; with --data: test)")
     parser.add_argument("--teacher", default="", metavar="NAME", help="score this teacher too (default: the run's own, if it is here)")
     parser.add_argument("--scenes", type=int, default=0, metavar="N", help="only the first N scenes (default: all)")
     parser.add_argument("--gallery", type=int, default=9, metavar="N", help="cases drawn for the report (default: 9; 0: none)")
+    parser.add_argument("--save-predictions", type=Path, metavar="FILE", help="keep the first model's answers, to be scored again: .npz")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--json", action="store_true", help="the same facts as JSON")
     parser.set_defaults(run=run)
@@ -43,6 +46,7 @@ def run(options: argparse.Namespace) -> int:
     from distill.console import print_json, print_result, table
     from distill.errors import ConfigurationError
     from distill.predicting import load_gaze, resolve_device
+    from distill.predictions import RecordedModel
     from distill.readers import open_data
     from distill.report.facts import save_rows
     from distill.report.gallery import save_gallery
@@ -64,6 +68,8 @@ def run(options: argparse.Namespace) -> int:
     for spec in options.models:
         if spec not in names:
             model, shown = load_gaze(spec, options.device)
+            if options.save_predictions is not None and spec == options.models[0]:
+                model = RecordedModel(model, options.save_predictions, shown)
             contenders.append(contender(spec, "student", model, shown))
     scenes = open_data(data, split)
     training = _prior_scenes(data, scenes.reader, split)

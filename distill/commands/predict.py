@@ -40,7 +40,7 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="a run's directory, an exported .onnx file, a stored model or a teacher's name")
     parser.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE", help="pictures, or folders of pictures")
-    parser.add_argument("--heads", type=Path, metavar="CSV", help="the heads file (default: heads.csv beside the pictures)")
+    parser.add_argument("--heads", type=Path, metavar="FILE", help="the heads file, CSV or COCO JSON (default: heads.csv beside the pictures)")
     parser.add_argument("--out", type=Path, default=Path("answers"), metavar="DIR", help="folder to write to (default: answers)")
     parser.add_argument("--heatmaps", action="store_true", help="write the heatmaps' logits too, as heatmaps.npz")
     parser.add_argument("--overlays", action=argparse.BooleanOptionalAction, default=True, help="draw the answers on the pictures")

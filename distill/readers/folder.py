@@ -1,4 +1,4 @@
-"""A folder of pictures with a heads file: boxes only, no gaze. What is predicted on, or distilled from without labels."""
+"""A folder of pictures with a heads file, CSV or COCO JSON: boxes only, no gaze. What is predicted on, or distilled from without labels."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from pathlib import Path
 
 from distill.errors import DataError
 from distill.pictures import SUFFIXES
+from distill.readers.coco_heads import is_coco
 from distill.readers.findings import Findings
 from distill.readers.heads_file import assign_heads, read_heads_file
 from distill.readers.reader import Listing, Reader
 
 HEADS_FILE = "heads.csv"
+# What annotation tools call their COCO exports.
+COCO_FILES = ("heads.json", "annotations.json", "instances_default.json", "_annotations.coco.json")
 
 
 def list_pictures(folder: Path) -> list[Path]:
@@ -26,9 +29,15 @@ def list_pictures(folder: Path) -> list[Path]:
     return found
 
 
+def heads_files(folder: Path) -> list[Path]:
+    """The heads files that lie in ``folder`` under a known name: ``heads.csv`` first, then COCO files."""
+    table = [folder / HEADS_FILE] if (folder / HEADS_FILE).is_file() else []
+    return [*table, *(folder / name for name in COCO_FILES if is_coco(folder / name))]
+
+
 def recognises(root: Path) -> bool:
-    """Whether ``root`` is a folder with a ``heads.csv``."""
-    return (root / HEADS_FILE).is_file()
+    """Whether ``root`` is a folder with a heads file under a known name."""
+    return bool(heads_files(root))
 
 
 def available(root: Path) -> tuple[str, ...]:
@@ -37,8 +46,11 @@ def available(root: Path) -> tuple[str, ...]:
 
 
 def read(root: Path, split: str, options: Mapping[str, str], findings: Findings) -> Listing:
-    """Read all pictures that the heads file names; the file is ``heads.csv`` in the folder unless ``?heads=`` says else."""
-    file = Path(options["heads"]).expanduser() if options.get("heads") else root / HEADS_FILE
+    """Read all pictures that the heads file names: the file found in the folder unless ``?heads=`` says else.
+
+    ``?category=`` names the heads' category of a COCO file.
+    """
+    file = Path(options["heads"]).expanduser() if options.get("heads") else next(iter(heads_files(root)), root / HEADS_FILE)
     if not file.is_file():
         raise DataError(
             f"no heads file {file}; write one (image,person,xmin,ymin,xmax,ymax in pixels) and give it as "
@@ -47,11 +59,11 @@ def read(root: Path, split: str, options: Mapping[str, str], findings: Findings)
     pictures = list_pictures(root)
     if not pictures:
         raise DataError(f"no pictures in {root}; a picture ends in {', '.join(SUFFIXES)}")
-    rows = read_heads_file(file, findings)
+    rows = read_heads_file(file, findings, options.get("category", ""))
     scenes, strangers = assign_heads(rows, pictures, file, root=root)
     if strangers:
         name = strangers[0].image
-        where = f"{file.name}:{strangers[0].line}: {name}"
+        where = f"{strangers[0].place}: {name}"
         for _ in strangers:
             findings.add("head of a picture that was not given", where, "row ignored")
     have = {scene.picture for scene in scenes}
@@ -63,10 +75,10 @@ def read(root: Path, split: str, options: Mapping[str, str], findings: Findings)
 
 READER = Reader(
     name="folder",
-    title="a picture folder with a heads file",
+    title="a picture folder with a heads file (CSV or COCO JSON)",
     example="folder:/pictures?heads=/pictures/heads.csv",
     splits=("all", "train", "trainval"),
-    options=("heads",),
+    options=("heads", "category"),
     recognises=recognises,
     available=available,
     read=read,

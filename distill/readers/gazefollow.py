@@ -67,11 +67,6 @@ def read(root: Path, split: str, options: Mapping[str, str], findings: Findings)
 
 
 def _missing(root: Path, published: Path, prepared: Path) -> str:
-    if (root / "train_annotations.txt").is_file():
-        return (
-            f"{root} holds the 2015 release of GazeFollow (train_annotations.txt), which has no head boxes; "
-            f"get the extended release, whose files are {TRAIN_FILE} and {TEST_FILE}"
-        )
     there = [name for name in (TRAIN_FILE, TEST_FILE) if (root / name).is_file()]
     has = f" (it has {there[0]}, so another split can be read)" if there else ""
     return f"no {published.name} and no {prepared.name} in {root}{has}; give the folder that holds the annotations"

@@ -1,8 +1,8 @@
-"""The heads file: a CSV ``image,person,xmin,ymin,xmax,ymax`` in pixels that says where heads are in given pictures.
+"""The heads file: a CSV ``image,person,xmin,ymin,xmax,ymax`` in pixels that says where heads are in given pictures, or COCO JSON.
 
 The first line names the columns, in any order; more columns are allowed and not read. ``image`` is a path: absolute,
 relative to the heads file or to a picture folder, or the bare name of a given picture. ``person`` may be empty and is
-then the head's number within its picture.
+then the head's number within its picture. A file that ends in ``.json`` is read by :mod:`distill.readers.coco_heads`.
 """
 
 from __future__ import annotations
@@ -11,34 +11,27 @@ import csv
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from distill.errors import HeadsError
+from distill.readers.coco_heads import read_coco_heads
 from distill.readers.findings import Findings
+from distill.readers.head_row import COLUMNS, HeadRow
 from distill.scenes import Box, Head, Scene
 
-COLUMNS = ("image", "person", "xmin", "ymin", "xmax", "ymax")
 
-
-@dataclass(frozen=True, slots=True)
-class HeadRow:
-    """One line of a heads file; ``box`` is xyxy in pixels with its corners in order, ``line`` counts from 1."""
-
-    image: str
-    person: str
-    box: Box
-    line: int
-
-
-def read_heads_file(file: Path, findings: Findings) -> list[HeadRow]:
+def read_heads_file(file: Path, findings: Findings, category: str = "") -> list[HeadRow]:
     """All rows in the file's order. Reversed boxes are put right and exact repetitions dropped, as findings.
 
-    Raises :class:`HeadsError` that names the line for a missing column, a field that is no finite number, or a box
-    without area.
+    ``category`` names the heads' category of a COCO file. Raises :class:`HeadsError` that names the line for a missing column, a field that
+    is no finite number, or a box without area.
     """
     if not file.is_file():
         raise HeadsError(f"heads file {file} does not exist; check the path, or write one with {','.join(COLUMNS)}")
+    if file.suffix.lower() == ".json":
+        return read_coco_heads(file, category, findings)
+    if category:
+        raise HeadsError(f"category {category!r} is given, but {file} is a CSV and has no categories; leave it out")
     with file.open(encoding="utf-8-sig", newline="") as stream:
         lines = csv.reader(stream, skipinitialspace=True)
         try:
@@ -55,7 +48,7 @@ def read_heads_file(file: Path, findings: Findings) -> list[HeadRow]:
                     continue
                 row = _row(fields, where, file, lines.line_num, findings)
                 if (row.image, row.person, row.box) in rows:
-                    findings.add("duplicate row", f"{file.name}:{row.line}: {row.image}", "row dropped")
+                    findings.add("duplicate row", f"{row.place}: {row.image}", "row dropped")
                     continue
                 rows[row.image, row.person, row.box] = row
         except (csv.Error, UnicodeDecodeError) as error:
@@ -88,7 +81,7 @@ def _row(fields: list[str], where: list[int], file: Path, line: int, findings: F
         x0, x1, y0, y1 = min(x0, x1), max(x0, x1), min(y0, y1), max(y0, y1)
     if x0 == x1 or y0 == y1:
         raise HeadsError(f"{file}:{line}: the box {x0:g}, {y0:g}, {x1:g}, {y1:g} has no area; correct or delete the line")
-    return HeadRow(image.replace("\\", "/"), person, (x0, y0, x1, y1), line)
+    return HeadRow(image.replace("\\", "/"), person, (x0, y0, x1, y1), f"{file.name}:{line}")
 
 
 def assign_heads(
@@ -103,6 +96,7 @@ def assign_heads(
     first = list(dict.fromkeys((file.parent, *([root] if root else []))))
     others = [folder for folder in dict.fromkeys(picture.parent for picture in pictures) if folder not in first]
     heads: dict[Path, list[Head]] = defaultdict(list)
+    sizes: dict[Path, tuple[int, int] | None] = {}
     strangers: list[HeadRow] = []
     chosen: dict[str, Path | None] = {}
     for row in rows:
@@ -113,12 +107,14 @@ def assign_heads(
             strangers.append(row)
         else:
             found = heads[picture]
+            sizes[picture] = row.size
             found.append(Head(row.box, person=row.person or str(len(found))))
     scenes = []
     for picture in pictures:
         if picture in heads:
             key = picture.relative_to(root) if root else picture
-            scenes.append(Scene(key.as_posix(), picture, tuple(heads.pop(picture)), box_pixels=True, point_pixels=True))
+            found = heads.pop(picture)
+            scenes.append(Scene(key.as_posix(), picture, tuple(found), sizes[picture], box_pixels=True, point_pixels=True))
     return scenes, strangers
 
 
@@ -134,7 +130,7 @@ def _picture(
     fitting = [given[place] for place in dict.fromkeys(place.resolve() for place in places) if place in given]
     if len(fitting) > 1:
         raise HeadsError(
-            f"{file}:{row.line}: {row.image} fits {len(fitting)} pictures, e.g. {fitting[0]} and {fitting[1]}; "
+            f"{file.parent / row.place}: {row.image} fits {len(fitting)} pictures, e.g. {fitting[0]} and {fitting[1]}; "
             "write its path in the heads file"
         )
     if fitting:
@@ -143,6 +139,6 @@ def _picture(
         return None
     looked = ", ".join(str(folder) for folder in (*first, *others)[:3])
     raise HeadsError(
-        f"{file}:{row.line}: picture {row.image} is neither given nor on the disk (looked in {looked}); "
+        f"{file.parent / row.place}: picture {row.image} is neither given nor on the disk (looked in {looked}); "
         "correct the name or delete the line"
     )

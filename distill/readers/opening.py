@@ -12,15 +12,16 @@ from types import MappingProxyType
 from urllib.parse import parse_qsl
 
 from distill.errors import DataError
-from distill.readers import folder, gazefollow, vat
+from distill.readers import childplay, folder, gazefollow, goo, vat
 from distill.readers.findings import Findings
 from distill.readers.reader import Reader
+from distill.readers.unsupported import why_not
 from distill.scenes import SceneSet
 
 READERS: Mapping[str, Reader] = MappingProxyType(
-    {reader.name: reader for reader in (gazefollow.READER, vat.READER, folder.READER)}
+    {reader.name: reader for reader in (gazefollow.READER, vat.READER, childplay.READER, goo.READER, folder.READER)}
 )
-_ALIASES = MappingProxyType({"videoattentiontarget": "vat", "gazefollow_extended": "gazefollow"})
+_ALIASES = MappingProxyType({"videoattentiontarget": "vat", "gazefollow_extended": "gazefollow", "gooreal": "goo", "goo-real": "goo", "coco": "folder"})
 
 
 def open_data(spec: str | Path, split: str = "train", *, strict: bool = False) -> SceneSet:
@@ -98,6 +99,7 @@ def _resolve(spec: str | Path) -> tuple[Reader, Path, dict[str, str]]:
         path, options = _split_options(text)
         if not path.exists():
             raise DataError(f"no data set at {path}: the folder does not exist; check the path")
+        _refuse_file(path)
         reader = _recognised(path, text)
     else:
         name = match[1].lower()
@@ -105,6 +107,7 @@ def _resolve(spec: str | Path) -> tuple[Reader, Path, dict[str, str]]:
         path, options = _split_options(match[2])
         if not path.exists():
             raise DataError(f"no data set at {path}: the folder does not exist; check the path after {match[1]}:")
+        _refuse_file(path)
         _refuse_stranger(reader, path, options)
     for option in options:
         if option not in reader.options:
@@ -134,11 +137,21 @@ def _recognised(path: Path, text: str) -> Reader:
     for reader in READERS.values():
         if reader.recognises(path):
             return reader
+    if reason := why_not(path):
+        raise DataError(reason)
     below = next(_below(path), None)
     if below is not None:
         raise DataError(f"{path} is no data set itself, but {below[1]} is; write {below[0].name}:{below[1]}")
     examples = ", ".join(reader.example for reader in READERS.values())
     raise DataError(f"{text}: no annotations of a known layout there; name the reader and its folder, e.g. {examples}")
+
+
+def _refuse_file(path: Path) -> None:
+    """Refuse a file where a folder is meant; one that is a data set's annotations leads to the data set."""
+    if path.is_file():
+        above = next(((reader, folder) for folder in list(path.parents)[:5] for reader in READERS.values() if reader.recognises(folder)), None)
+        remedy = f"write {above[0].name}:{above[1]}" if above else "give the folder that holds the annotations and the pictures"
+        raise DataError(f"{path} is a file, and a data set is a folder; {remedy}")
 
 
 def _refuse_stranger(reader: Reader, path: Path, options: Mapping[str, str]) -> None:
@@ -150,6 +163,8 @@ def _refuse_stranger(reader: Reader, path: Path, options: Mapping[str, str]) -> 
             raise DataError(
                 f"{path} is not {reader.title}: it looks like {other.title}; write {other.name}:{path} instead"
             )
+    if reason := why_not(path):
+        raise DataError(reason)
     for found, place in _below(path):
         if found is reader and reader.name != "folder":
             raise DataError(f"{path} holds no {reader.title}, but {place} does; write {reader.name}:{place}")

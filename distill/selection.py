@@ -1,0 +1,43 @@
+"""Which split the best student of a run was chosen on, and the mark that a student chosen on test carries everywhere.
+
+A split that decides which checkpoint is kept is part of training: its numbers flatter. GazeFollow and VideoAttentionTarget have no validation
+split, which is why one is carved (:mod:`distill.splits`). Who wants the literature's habit of choosing on test says so with
+``--allow-test-selection``; the run's facts, its exported files and every table then say it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from distill.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from distill.configuration import RunConfig
+
+TEST = "test"
+
+
+def refuse_test_selection(config: RunConfig) -> None:
+    """Raise :class:`ConfigurationError` where the best student would be chosen on test and nobody said that it may."""
+    if config.val_split == TEST and not config.allow_test_selection:
+        raise ConfigurationError(
+            "val_split is test: the best student would be chosen on the split that it is reported on, and its numbers would flatter; use "
+            "--val-split val, or --allow-test-selection, which every later table then says"
+        )
+
+
+def selection(config: RunConfig) -> dict[str, Any]:
+    """What a run's facts say of the choice: the split, the metric, and how many scenes of it (0: all)."""
+    return {"split": config.val_split, "metric": config.best_metric, "scenes": config.val_scenes}
+
+
+def mark(facts: Mapping[str, Any]) -> str:
+    """What is to be added to the name of a student with these facts: nothing, or that it has seen the test split."""
+    chosen, lineage = facts.get("selection"), facts.get("lineage")
+    marks = []
+    if isinstance(lineage, Mapping) and lineage.get("split") == TEST:
+        marks.append("trained on test")
+    if isinstance(chosen, Mapping) and chosen.get("split") == TEST:
+        marks.append("chosen on test")
+    return f" ({', '.join(marks)})" if marks else ""

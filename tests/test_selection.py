@@ -1,0 +1,79 @@
+"""Choosing the best student on test: refused without the flag, and said everywhere with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from fixtures import write_childplay, write_gazefollow
+from training_world import TINY, World
+
+from distill.cli import main
+from distill.predicting import load_gaze
+from distill.selection import mark
+from students.catalogue import STUDENTS
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name, config in TINY.items():
+        monkeypatch.setitem(STUDENTS, name, config)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def _train(run: Path, data: Path, **options: object) -> int:
+    world = World(data, data, data)
+    return main(world.arguments(run, cache=None, distill_weight=0, epochs=1, limit_steps=2, **options))
+
+
+def test_test_is_refused_before_anything_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_gazefollow(tmp_path / "data", 6)
+    assert _train(tmp_path / "runs/a", data, val_split="test") == 2
+    error = capsys.readouterr().err
+    assert "val_split is test: the best student would be chosen on the split that it is reported on" in error
+    assert "--allow-test-selection" in error and not (tmp_path / "runs").exists()
+
+
+def test_with_the_flag_every_result_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_gazefollow(tmp_path / "data", 6)
+    run = tmp_path / "runs/a"
+    assert _train(run, data, val_split="test", allow_test_selection=True) == 0
+    chosen = {"split": "test", "metric": "avg_l2", "scenes": 0}
+    assert json.loads((run / "student/model.json").read_text())["facts"]["selection"] == chosen
+    config = json.loads((run / "config.json").read_text())
+    assert config["facts"]["selection"] == chosen and config["data"]["allow_test_selection"] is True
+    assert load_gaze(str(run), "cpu")[1] == "a (chosen on test)"
+    capsys.readouterr()
+    assert main(["eval", str(run), "--data", str(data), "--split", "test", "--device", "cpu", "--gallery", "0", "--json"]) == 0
+    assert "a (chosen on test)" in [row["name"] for row in json.loads(capsys.readouterr().out)["rows"]]
+    assert "a (chosen on test)" in (run / "eval.json").read_text()
+    assert main(["train", "--resume", str(run)]) == 0
+
+
+def test_a_data_set_with_its_own_validation_split_uses_it(tmp_path: Path) -> None:
+    run = tmp_path / "runs/c"
+    assert _train(run, write_childplay(tmp_path / "data"), batch_size=2) == 0
+    facts = json.loads((run / "student/model.json").read_text())["facts"]
+    assert facts["selection"]["split"] == "val" and facts["lineage"]["reader"] == "childplay"
+    assert load_gaze(str(run), "cpu")[1] == "c"
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({}, ""),
+        ({"selection": {"split": "val"}, "lineage": {"split": "train"}}, ""),
+        ({"selection": {"split": "test"}}, " (chosen on test)"),
+        ({"selection": {"split": "val"}, "lineage": {"split": "test"}}, " (trained on test)"),
+        ({"selection": {"split": "test"}, "lineage": {"split": "test"}}, " (trained on test, chosen on test)"),
+        ({"selection": None, "lineage": None}, ""),
+    ],
+)
+def test_mark(facts: dict[str, object], words: str) -> None:
+    assert mark(facts) == words
