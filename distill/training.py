@@ -33,7 +33,8 @@ from schedules.stages import Stages, discover_stages
 from students.catalogue import build_student, student_config
 from students.errors import RunError
 from students.losses import LossWeights
-from students.trainer import Record, Trainer, TrainOptions
+from students.options import TrainOptions
+from students.trainer import Record, Trainer
 from teachers.catalogue import load_teacher
 from teachers.model import GazeModel
 from teachers.model_teacher import ModelTeacher

@@ -30,7 +30,8 @@ from schedules.stages import discover_stages
 from students.batch import Batch
 from students.catalogue import STUDENTS
 from students.losses import LossWeights
-from students.trainer import Record, Trainer, TrainOptions
+from students.options import TrainOptions
+from students.trainer import Record, Trainer
 from teachers.model import HALF, GazeModel, ModelConfig
 from teachers.weights import save_model
 
