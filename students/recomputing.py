@@ -42,12 +42,12 @@ def _wrap(block: nn.Module) -> None:
 
 @contextmanager
 def _still(norms: list[nn.modules.batchnorm._NormBase]) -> Iterator[None]:
-    """BatchNorm in train mode normalises by the batch, and leaves its statistics as they are."""
-    moving = [norm for norm in norms if norm.training and norm.track_running_stats]
-    for norm in moving:
-        norm.track_running_stats = False
+    """BatchNorm's second pass moves copies of its statistics, which are thrown away."""
+    own = [(norm, dict(norm._buffers)) for norm in norms if norm.training and norm.track_running_stats]
+    for norm, buffers in own:
+        norm._buffers.update({name: None if buffer is None else buffer.clone() for name, buffer in buffers.items()})
     try:
         yield
     finally:
-        for norm in moving:
-            norm.track_running_stats = True
+        for norm, buffers in own:
+            norm._buffers.update(buffers)
