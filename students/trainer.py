@@ -111,7 +111,7 @@ class Trainer:
             started = time.perf_counter()
             for batch in self.batches.batches(epoch, first):
                 try:
-                    self._train_step(batch.to(self.accelerator.device), self.plan.at(self.step))
+                    self.train_step(batch.to(self.accelerator.device), self.plan.at(self.step))
                 except torch.OutOfMemoryError as error:
                     blocks = self.plan.at(self.step).open_blocks
                     raise TrainingError(f"{OUT_OF_MEMORY} (step {self.step}, {blocks} blocks open: {error})") from None
@@ -128,7 +128,8 @@ class Trainer:
             stopped_early=self.choice.exhausted, seconds=time.perf_counter() - begin,
         )
 
-    def _train_step(self, batch: Batch, point: PlanPoint) -> None:
+    def train_step(self, batch: Batch, point: PlanPoint) -> None:
+        """One optimizer step on a batch that is on the device; stages must be as ``point`` has them."""
         began = time.perf_counter()
         set_learning_rates(self.optimizer, point)
         torch.manual_seed(self._step_seed())
