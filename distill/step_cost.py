@@ -105,9 +105,10 @@ class StepCost:
     def feed(self, student: GazeModel, *, cached: bool, steps: int | None = None) -> SceneBatches:
         """Batches as a run gets them, ``steps`` (default: all) to an epoch."""
         answers = open_cached_teacher(str(self.folder / "cache"), self.scenes, student.heatmap_size) if cached else None
+        scenes = self.scenes.scenes[: None if steps is None else steps * self.batch]
         return SceneBatches(
-            self.scenes.scenes[: None if steps is None else steps * self.batch], policy=self.policy, input_size=student.input_size, heatmap_size=student.heatmap_size,
-            batch_size=self.batch, seed=0, lineage={}, cache=answers, augment=Augment(), workers=self.workers,
+            scenes, policy=self.policy, input_size=student.input_size, heatmap_size=student.heatmap_size, batch_size=self.batch,
+            seed=0, lineage={}, cache=answers, augment=Augment(), workers=self.workers,
         )
 
     def student(self, name: str, *, weight: float, opened: bool) -> Side:
@@ -162,7 +163,9 @@ class Side:
                 # Enlarged from the student's pictures: less work than a run of the teacher would give feeding, not more.
                 images = F.interpolate(batch.images, size=self.teacher.input_size, mode="bilinear", align_corners=False)
                 answer = self.teacher(images, batch.boxes, batch.image_index)
-                heatmap = answer.heatmap.clone()  # outside inference mode, as the loss wants it
+                # To the student's grid as logits, as with a cache, and copied out of inference mode.
+                size = tuple(batch.target.shape[-2:])
+                heatmap = F.interpolate(answer.heatmap[:, None].clone(), size=size, mode="bilinear", align_corners=False)[:, 0]
                 batch = replace(batch, teacher_heatmap=heatmap, teacher_inout=None if answer.inout is None else answer.inout.clone())
             yield batch
 
