@@ -40,7 +40,8 @@ class RunConfig:
     seed: int = _option("run", 0, "seed of weights, order, views' choice and augmentation")
     device: str = _option("run", "auto", "auto, cpu or cuda")
     log_every: int = _option("run", 10, "steps between two lines of metrics.jsonl")
-    tracker: str = _option("run", "auto", "auto (TensorBoard if installed), none, or a tracker that accelerate knows")
+    tracker: str = _option("run", "auto", "auto (TensorBoard if installed), none, or names that accelerate knows: tensorboard,wandb")
+    timeout_minutes: int = _option("run", 120, "how long processes wait for each other, e.g. for a validation, before they give up")
     student: str = _option("student", "lite0_tiny", "name in the catalogue (`distill students list`)")
     student_weights: str = _option("student", "", "start from a stored student's or run's weights")
     backbone_weights: str = _option("student", "", "file with the backbone's pretrained weights (timm's names)")
@@ -57,10 +58,19 @@ class RunConfig:
     accumulate: int = _option("data", 1, "split each step's batch into so many parts, for memory")
     workers: int = _option("data", 2, "threads that decode pictures")
     augment: float = _option("data", 1.0, "strength of photometric changes and box jitter, 0 to 2; 0 switches them off")
-    weight_decay: float = _option("train", 0.01, "AdamW's weight decay (none on norms, biases and tokens)")
+    optimizer: str = _option("train", "adamw", "adamw or sgd")
+    momentum: float = _option("train", 0.9, "SGD's momentum")
+    weight_decay: float = _option("train", 0.01, "weight decay (none on norms, biases and tokens)")
     grad_clip_norm: float = _option("train", 1.0, "clip the gradient's norm to this; 0 switches clipping off")
     use_amp: bool = _option("train", False, "mixed precision: bf16 where the hardware has it, else fp16 on a GPU")
     best_metric: str = _option("train", "avg_l2", "validation metric that chooses the best student")
+    patience: int = _option("train", 0, "stop after so many validations without a better one (0: never)")
+    ema_decay: float = _option("train", 0.0, "average the weights with this decay, e.g. 0.999, and validate both (0: off)")
+    grad_checkpointing: bool = _option("train", False, "recompute open blocks in the backward pass: less memory, more time")
+    compile: bool = _option("train", False, "compile the backbone with torch.compile; every thaw compiles it anew")
+    spike_factor: float = _option("train", 2.0, "a step's loss above so many times the mean before a thaw is a spike")
+    spike_window: int = _option("train", 20, "steps before and after a thaw that are compared")
+    on_spike: str = _option("train", "warn", "warn, or hold: the next thaw comes one interval later")
     validate_every: int = _option("train", 1, "epochs between two validations")
     checkpoint_steps: int = _option("train", 0, "also write a checkpoint every so many steps (0: at the end of epochs)")
     limit_steps: int = _option("train", 0, "stop after so many steps (0: the whole run): a smoke run")
@@ -80,7 +90,8 @@ class RunConfig:
         for name, lowest in (
             ("batch_size", 1), ("accumulate", 1), ("workers", 1), ("log_every", 1), ("validate_every", 1), ("val_scenes", 0), ("views", 0),
             ("checkpoint_steps", 0), ("limit_steps", 0), ("weight_decay", 0), ("grad_clip_norm", 0), ("inout_weight", 0),
-            ("bce_weight", 0), ("softmax_weight", 0), ("reliability", 0),
+            ("bce_weight", 0), ("softmax_weight", 0), ("reliability", 0), ("timeout_minutes", 1), ("patience", 0), ("ema_decay", 0), ("momentum", 0),
+            ("spike_window", 1),
         ):
             if getattr(self, name) < lowest:
                 raise ConfigurationError(f"{name} is {getattr(self, name)}; it must be at least {lowest}")
@@ -93,8 +104,16 @@ class RunConfig:
         check_losses(self)
         if not 0 <= self.augment <= 2:
             raise ConfigurationError(f"augment is {self.augment}; give a strength between 0 and 2")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ConfigurationError(f"device is {self.device!r}; use auto, cpu or cuda")
+        for name, known in (("device", ("auto", "cpu", "cuda")), ("optimizer", ("adamw", "sgd")), ("on_spike", ("warn", "hold"))):
+            if getattr(self, name) not in known:
+                raise ConfigurationError(f"{name} is {getattr(self, name)!r}; use {', '.join(known[:-1])} or {known[-1]}")
+        for name in ("ema_decay", "momentum"):
+            if getattr(self, name) >= 1:
+                raise ConfigurationError(f"{name} is {getattr(self, name)}; it must be below 1")
+        if self.spike_factor <= 1:
+            raise ConfigurationError(f"spike_factor is {self.spike_factor}; it must be above 1, or every step after a thaw is a spike")
+        if self.compile and self.grad_checkpointing:
+            raise ConfigurationError("--compile and --grad-checkpointing are both set, and compiled blocks are not recomputed; leave one out")
 
     def plan_config(self, steps_per_epoch: int) -> PlanConfig:
         """The schedule for a run with so many steps in an epoch."""

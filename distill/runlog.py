@@ -12,7 +12,8 @@ from typing import Any
 from accelerate import Accelerator
 
 from distill.configuration import RunConfig
-from distill.console import progress, say, warn
+from distill.console import say, warn
+from distill.live import Display, open_display
 from schedules.plan import Plan
 from students.errors import RunError
 from students.trainer import Record
@@ -45,14 +46,25 @@ def writing(path: Path, run: Path) -> Iterator[None]:
         ) from None
 
 
+def scalars_of(record: Record) -> dict[str, float]:
+    """The finite numbers of a record for a tracker, ``kind/name``; those of a nested table are ``kind/table/name``."""
+    flat: dict[str, Any] = {}
+    for name, value in record.items():
+        flat |= {f"{name}/{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
+    return {
+        f"{record['kind']}/{name}": float(value)
+        for name, value in flat.items()
+        if isinstance(value, int | float) and name != "step" and math.isfinite(value)
+    }
+
+
 class RunLog:
     """Takes the trainer's records: a line of JSON each, tracker scalars, and progress with rate and time left."""
 
     def __init__(self, run: Path, plan: Plan, accelerator: Accelerator, watch: Callable[[Record], None] | None = None) -> None:
         self.run, self.plan, self.accelerator, self.watch = run, plan, accelerator, watch
         self._file: Any = None
-        self._bar: Any = None
-        self._context: Any = None
+        self._display: Display | None = None
 
     def begin(self, config: RunConfig, from_step: int = 0) -> None:
         """Open the log; on resumption lines past ``from_step`` are cut off, as those steps will be made again."""
@@ -69,7 +81,11 @@ class RunLog:
             write_atomically(self.run / FILE, "".join(json.dumps(record) + "\n" for record in kept).encode())
             # Unbuffered: nothing is left that closing the file could fail to write.
             self._file = (self.run / FILE).open("ab", buffering=0)
-        self.accelerator.init_trackers("distill", {f"{s}.{k}": str(v) for s, part in config.to_json().items() for k, v in part.items()})
+        self.accelerator.init_trackers(
+            "distill", {f"{s}.{k}": str(v) for s, part in config.to_json().items() for k, v in part.items()},
+            # Its files lie with the run, not where the command happened to be given.
+            init_kwargs={"wandb": {"name": self.run.name, "dir": str(self.run)}},
+        )
 
     def __call__(self, record: Record) -> None:
         if self._file is not None and record["kind"] not in ("start", "checkpoint"):
@@ -77,43 +93,20 @@ class RunLog:
                 line = memoryview((json.dumps(record) + "\n").encode())
                 while line:
                     line = line[self._file.write(line) :]
-        scalars = {
-            f"{record['kind']}/{name}": float(value)
-            for name, value in record.items()
-            if isinstance(value, int | float) and name != "step" and math.isfinite(value)
-        }
-        if record["kind"] in ("step", "epoch", "validation"):
-            self.accelerator.log(scalars, step=record["step"])
-        self._show(record)
+        if record["kind"] in ("step", "epoch", "validation", "thaw_loss"):
+            self.accelerator.log(scalars_of(record), step=record["step"])
+        if record["kind"] == "start" and self.accelerator.is_main_process:
+            self._display = open_display(f"Training {self.run.name}", self.plan)
+        if self._display is not None:
+            self._display.show(record)
         if self.watch is not None:
             self.watch(record)
 
-    def _show(self, record: Record) -> None:
-        kind = record["kind"]
-        if kind == "start":
-            self._context = progress("Training", total=record["total"], unit="steps")
-            self._bar = self._context.__enter__()
-            self._bar.resume_from(record["step"])
-        elif kind == "step":
-            self._bar.update(
-                record["step"] - self._bar.done, loss=record["loss"], kd=record["kd_heatmap"], w=record["weight"],
-                T=record["temperature"], open=record["open_blocks"],
-            )
-        elif kind == "thaw":
-            say(
-                f"epoch {record['epoch']}: opened {', '.join(record['opened'])}; {record['open_blocks']} of {self.plan.blocks} "
-                f"blocks open, {record['trainable']:,} parameters train"
-            )
-        elif kind == "validation":
-            shown = {name: record.get(name) for name in ("auc", "avg_l2", "min_l2", "ap")}
-            text = "  ".join(f"{name} {'n/a' if value is None else f'{value:.4f}'}" for name, value in shown.items())
-            say(f"epoch {record['epoch']}: {text}{'  (best so far)' if record['best'] else ''}")
-
     def close(self) -> None:
-        """Close file, bar and trackers, whatever happened."""
-        if self._context is not None:
-            self._context.__exit__(None, None, None)
-            self._context = None
+        """Close file, display and trackers, whatever happened."""
+        if self._display is not None:
+            self._display.close()
+            self._display = None
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -6,22 +6,24 @@ A run directory holds ``config.json`` (resolved), ``plan.json``, ``metrics.jsonl
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, set_seed
 
 from distill.augment import Augment
 from distill.cached_teacher import CachedTeacher, data_of_cache, open_cached_teacher
 from distill.configuration import RunConfig
 from distill.console import warn
-from distill.errors import ConfigurationError, DataError
+from distill.errors import ConfigurationError, DataError, MissingExtraError
 from distill.evaluation import evaluate, protocol_of
 from distill.feeding import SceneBatches
 from distill.loss_options import loss_weights
@@ -34,7 +36,8 @@ from schedules.plan import Plan, compile_plan
 from schedules.stages import Stages, discover_stages
 from students.catalogue import build_student, student_config
 from students.errors import RunError
-from students.trainer import Record, Trainer, TrainOptions
+from students.options import TrainOptions
+from students.trainer import Record, Trainer
 from teachers.catalogue import load_teacher
 from teachers.model import GazeModel
 from teachers.model_teacher import ModelTeacher
@@ -64,8 +67,10 @@ def make_accelerator(config: RunConfig, run: Path) -> Accelerator:
     cpu = config.device == "cpu" or (world > 1 and not torch.cuda.is_available())
     if cpu and world > 1:
         os.environ["ACCELERATE_USE_CPU"] = "1"
+    # A validation runs on the first process while the others wait: longer than the ten minutes that torch would give them.
+    patient = InitProcessGroupKwargs(timeout=timedelta(minutes=config.timeout_minutes))
     accelerator = Accelerator(
-        cpu=cpu, mixed_precision=precision, log_with=_trackers(config.tracker), project_dir=run
+        cpu=cpu, mixed_precision=precision, log_with=trackers(config.tracker), project_dir=run, kwargs_handlers=[patient]
     )
     if accelerator.num_processes != world:
         raise ConfigurationError(
@@ -75,18 +80,25 @@ def make_accelerator(config: RunConfig, run: Path) -> Accelerator:
     return accelerator
 
 
-def _trackers(wanted: str) -> list[str] | None:
-    from accelerate.tracking import get_available_trackers
-    from accelerate.utils import is_tensorboard_available
+def trackers(wanted: str) -> list[str] | None:
+    """The trackers that accelerate shall feed, by its names; :class:`MissingExtraError` for one whose package is absent."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
     if wanted == "none":
         return None
-    if wanted == "auto":
-        return ["tensorboard"] if is_tensorboard_available() else None
     available = [str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()]
-    if wanted not in available:
-        raise ConfigurationError(f"tracker {wanted!r} is not installed (here: {', '.join(available) or 'none'}); install it, or --tracker none")
-    return [wanted]
+    if wanted == "auto":
+        return ["tensorboard"] if "tensorboard" in available else None
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            near = difflib.get_close_matches(name, LOGGER_TYPE_TO_CLASS, n=2)
+            hint = f"; nearest: {', '.join(near)}" if near else ""
+            raise ConfigurationError(f"tracker {name!r} is not known{hint}; accelerate has {', '.join(LOGGER_TYPE_TO_CLASS)}, or give auto or none")
+        if name not in available:
+            extra = {"tensorboard": "'gaze-distill[report]'", "wandb": "'gaze-distill[tracking]'"}.get(name, name.replace("_", "-"))
+            raise MissingExtraError(f"tracker {name!r} is not installed; install it with `pip install {extra}`, or train with --tracker none")
+    return names
 
 
 def initial_student(config: RunConfig) -> tuple[GazeModel, dict[str, Any]]:
@@ -103,6 +115,13 @@ def initial_student(config: RunConfig) -> tuple[GazeModel, dict[str, Any]]:
         return model, {"backbone_weights": take_backbone(model, load_teacher(config.backbone_from))}
     file = Path(config.backbone_weights) if config.backbone_weights else None
     return model, {"backbone_weights": load_pretrained_backbone(model, file)}
+
+
+def stored_student(config: RunConfig, run: Path) -> tuple[GazeModel, dict[str, Any]]:
+    """The student of a run that is resumed, its weights still to come from the checkpoint, and where the first ones came from."""
+    facts = json.loads((run / "config.json").read_text())["facts"]
+    origin = {name: value for name, value in facts.items() if name not in ("name", "run", "lineage")}
+    return build_student(student_config(config.student)), origin
 
 
 def take_backbone(model: GazeModel, teacher: ModelTeacher) -> dict[str, str]:
@@ -158,7 +177,7 @@ class Run:
         self.accelerator = make_accelerator(config, self.path)
         self.accelerator.wait_for_everyone()  # nobody writes before everybody has looked at the directory
         set_seed(config.seed)
-        self.model, origin = initial_student(config)
+        self.model, origin = stored_student(config, self.path) if resuming else initial_student(config)
         teacher: CachedTeacher | None = None
         policy, kept = ViewPolicy(seed=config.seed), self.scenes.scenes
         if config.cache:
@@ -204,6 +223,11 @@ class Run:
             raise DataError(
                 f"{len(overlap)} scenes are in both {config.train_split} and {config.val_split} (first: {min(overlap)}); choose "
                 "splits that do not overlap"
+            )
+        if config.val_split == "test":
+            warn(
+                "the best student is chosen on the split 'test': what it scores there is no test result any more; give --val-split val, "
+                "or another split that is not reported"
             )
         return scenes[: config.val_scenes] if config.val_scenes else scenes
 
@@ -283,8 +307,6 @@ def _augment(strength: float) -> Augment | None:
 
 
 def _train_options(config: RunConfig) -> TrainOptions:
-    return TrainOptions(
-        weight_decay=config.weight_decay, grad_clip_norm=config.grad_clip_norm, accumulate=config.accumulate,
-        best_metric=config.best_metric, checkpoint_steps=config.checkpoint_steps, validate_every=config.validate_every,
-        log_every=config.log_every, limit_steps=config.limit_steps or None, seed=config.seed,
-    )
+    """The options that both records know by the same name."""
+    shared = {item.name: getattr(config, item.name) for item in fields(TrainOptions) if hasattr(config, item.name)}
+    return TrainOptions(**{**shared, "limit_steps": config.limit_steps or None})

@@ -26,6 +26,8 @@ class ThawClock:
 
     config: PlanConfig
     blocks: int
+    holds: tuple[int, ...] = ()
+    """Epochs in which the next thaw was held: what has not opened by the end of such an epoch opens I later, each time."""
 
     @cached_property
     def _increments(self) -> tuple[float, ...]:
@@ -58,7 +60,7 @@ class ThawClock:
         return self._times[last] + (epoch - last) * self._increments[-1]
 
     def open_blocks(self, epoch: int) -> int:
-        """Blocks open during an epoch."""
+        """Blocks that the clock wants open during an epoch; what `holds` came too late for stays open (`opening_epochs`)."""
         config = self.config
         if not config.finetune:
             return 0
@@ -66,7 +68,7 @@ class ThawClock:
             return self.blocks
         if config.disable_progressive_unfreeze:
             return min(self.blocks, config.finetune_layers)
-        passed = self.time(epoch) - self.hold
+        passed = self.time(epoch) - self.hold - self.interval * sum(held < epoch for held in self.holds)
         if passed < -EPSILON:
             return min(self.blocks, config.finetune_layers)
         return min(self.blocks, config.finetune_layers + math.floor(passed / self.interval + EPSILON) + 1)
@@ -88,7 +90,7 @@ class ThawClock:
         if not self.config.progressive:
             return None
         last = len(self._times) - 1
-        target = self.hold + (stage - self.config.finetune_layers) * self.interval
+        target = self.hold + (stage - self.config.finetune_layers + len(self.holds)) * self.interval
         ahead = (target - self._times[last]) / self._increments[-1]
         if ahead >= NEVER:
             return None

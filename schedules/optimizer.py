@@ -4,7 +4,7 @@ Every stage has its groups from step 0, open or not, so the optimizer never chan
 either side of any thaw. A closed stage has no gradients; AdamW and SGD pass over it and keep no state for it.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -64,6 +64,18 @@ def parameter_groups(
 def _undecayed(name: str, parameter: torch.Tensor) -> bool:
     leaf = name.rpartition(".")[2]
     return parameter.ndim <= 1 or leaf == "bias" or leaf.endswith(_TABLES)
+
+
+def build_optimizer(
+    groups: list[dict[str, Any]], kind: Literal["adamw", "sgd"] = "adamw", momentum: float = 0.9
+) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101), or SGD with `momentum`, over the groups of `parameter_groups`.
+
+    Their rates are 0.0 until `set_learning_rates` is called. SGD's weight decay is coupled: part of the gradient.
+    """
+    if kind == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=momentum)
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999))
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, point: PlanPoint) -> None:

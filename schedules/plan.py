@@ -1,8 +1,8 @@
 """The compiled plan: for any step, the distillation weight, the temperature, the open stages and the learning rates.
 
-A plan is a pure function of the configuration and the step: a resumed run needs no schedule state. Stages are counted
-in opening order: 0 is the last block (with what follows it), `blocks - 1` the first block, `blocks` the stem, which
-opens with the first block.
+A plan is a pure function of the configuration, the holds that the run asked for and the step: a resumed run needs no
+other schedule state. Stages are counted in opening order: 0 is the last block (with what follows it), `blocks - 1` the
+first block, `blocks` the stem, which opens with the first block.
 """
 
 import math
@@ -59,11 +59,13 @@ class Plan:
 
     config: PlanConfig
     blocks: int
+    holds: tuple[int, ...] = ()
+    """Epochs in which the next thaw was held by one interval; the only part of a plan that a run adds to."""
 
     @cached_property
     def clock(self) -> ThawClock:
         """Thaw time and open blocks per epoch."""
-        return ThawClock(self.config, self.blocks)
+        return ThawClock(self.config, self.blocks, self.holds)
 
     def at(self, step: int) -> PlanPoint:
         """What is in force at a step (0 is the first); beyond the run, values and rates stay as they ended."""

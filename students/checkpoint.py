@@ -1,9 +1,9 @@
 """Checkpoints: one safetensors file each, written whole or not at all, with a digest, never unpickled.
 
-``checkpoints/step-0000120.safetensors`` holds ``model/<name>`` and ``optimizer/<parameter>/<key>`` tensors; its metadata is JSON
-text: ``facts`` (step, best value, running sums, digests, plan, configuration) and ``digest`` over all tensors and facts. The state
-of the optimizer is keyed by parameter name, so a checkpoint loads on either side of any thaw. No random generator is in it: what
-is drawn at a step is a function of seed and step.
+``checkpoints/step-0000120.safetensors`` holds ``model/<name>``, ``optimizer/<parameter>/<key>`` and, where the weights are averaged,
+``average/<name>`` tensors; its metadata is JSON text: ``facts`` (step, best value, running sums, the watch with its holds, the
+fp16 scaler, digests, plan) and ``digest`` over all tensors and facts. The state of the optimizer is keyed by parameter name, so a
+checkpoint loads on either side of any thaw. No random generator is in it: what is drawn at a step is a function of seed and step.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from students.errors import RunError
 from teachers.weights import tensors_digest
 
 FOLDER = "checkpoints"
+FORMAT = "2"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Checkpoint:
     model: Mapping[str, Tensor]
     optimizer: Mapping[str, Mapping[str, Tensor | float]]
     facts: Mapping[str, Any]
+    average: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def _digest(tensors: Mapping[str, Tensor], facts: str) -> str:
@@ -46,6 +48,7 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, step: int, *, keep: int =
     """
     folder = run / FOLDER
     tensors = {f"model/{name}": value.detach().cpu().contiguous() for name, value in checkpoint.model.items()}
+    tensors |= {f"average/{name}": value.detach().cpu().contiguous() for name, value in checkpoint.average.items()}
     for name, state in checkpoint.optimizer.items():
         for key, value in state.items():
             tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
@@ -55,7 +58,7 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, step: int, *, keep: int =
     temporary = folder / f".{path.name}.{os.getpid()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, metadata={"format": "1", "facts": facts, "digest": _digest(tensors, facts)})
+        save_file(tensors, temporary, metadata={"format": FORMAT, "facts": facts, "digest": _digest(tensors, facts)})
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -86,18 +89,23 @@ def read_checkpoint_file(path: Path) -> Checkpoint:
     except (SafetensorError, OSError, ValueError) as error:
         raise RunError(f"checkpoint {path} is damaged or cut short ({error})") from None
     facts = metadata.get("facts", "")
-    if metadata.get("format") != "1" or metadata.get("digest") != _digest(tensors, facts):
+    if metadata.get("digest") != _digest(tensors, facts):
         raise RunError(f"checkpoint {path} does not match its own digest")
+    if metadata.get("format") != FORMAT:
+        raise RunError(f"checkpoint {path} has format {metadata.get('format')}, this version reads {FORMAT}; start the run again with another --name")
     model: dict[str, Tensor] = {}
+    average: dict[str, Tensor] = {}
     optimizer: dict[str, dict[str, Tensor | float]] = {}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition("/")
         if kind == "model":
             model[rest] = tensor
+        elif kind == "average":
+            average[rest] = tensor
         elif kind == "optimizer":
             parameter, _, key = rest.rpartition("/")
             optimizer.setdefault(parameter, {})[key] = tensor
-    return Checkpoint(model, optimizer, json.loads(facts))
+    return Checkpoint(model, optimizer, json.loads(facts), average)
 
 
 def newest_intact(run: Path) -> tuple[Checkpoint, Path, list[str]]:

@@ -192,7 +192,7 @@ def test_unknown_names_offer_the_nearest(world: World, refused: Refusals, tmp_pa
     ("augment", 7, "augment is 7.0; give a strength between 0 and 2"),
     ("device", "gpu", "device is 'gpu'; use auto, cpu or cuda"),
     ("best_metric", "avg_l3", "best_metric is 'avg_l3'; choose one of auc, avg_l2"),
-    ("tracker", "wandbb", "tracker 'wandbb' is not installed"),
+    ("tracker", "wandbb", "tracker 'wandbb' is not known; nearest: wandb"),
     ("distill_weight", "cosin 1 -> 0", "'cosin 1 -> 0' is not a curve; write a number"),
     ("distill_weight", "-1", "distill_weight must not be negative"),
     ("unfreeze_interval", 0, "set --unfreeze-interval"),

@@ -18,9 +18,18 @@ from training_world import TINY, World, make_model, make_world
 
 from distill.cli import main
 from students.catalogue import STUDENTS
+from students.checkpoint import Checkpoint, checkpoints, read_checkpoint_file
 
 ROOT = Path(__file__).parents[1]
 TERMS = ("loss", "heatmap", "inout", "kd_heatmap", "kd_inout", "grad_norm")
+
+
+RUNS = ("calm", "sgd", "silent", "cnn", "whole", "parts", "pieces")
+
+
+def newest(run: Path) -> Checkpoint:
+    """A run's newest checkpoint."""
+    return read_checkpoint_file(checkpoints(run)[0])
 
 
 class Both:
@@ -36,13 +45,18 @@ class Both:
                 # 22 pictures in batches of 5, so that the processes have 3 and 2 of them, and as many heads as comes.
                 return world.arguments(runs / name, student, **{"epochs": 5, "lr": 3e-3, **options})
 
+            # Any rise of the loss after a thaw holds the next one; the weights are averaged.
+            watched = {"epochs": 3, "spike_factor": 1.0001, "on_spike": "hold", "ema_decay": 0.9, "patience": 9}
+            sgd = {"optimizer": "sgd", "lr": 3e-2, "backbone_lr": 3e-2}
             return [
                 train("calm", "tiny_calm"),
-                train("cnn", "tiny_cnn"),
-                train("whole", "tiny_vit", epochs=2),
-                train("parts", "tiny_vit", epochs=2, limit_steps=6),
-                ["train", "--resume", str(runs / "parts"), "--override", "--limit-steps", "0"],
+                train("sgd", "tiny_calm", **sgd),
                 train("silent", "tiny_calm", epochs=1, inout_weight=0),
+                train("cnn", "tiny_cnn"),
+                train("whole", "tiny_vit", **watched),
+                train("parts", "tiny_vit", **watched, limit_steps=6),
+                ["train", "--resume", str(runs / "parts"), "--override", "--limit-steps", "0"],
+                train("pieces", "tiny_calm", **sgd, accumulate=2),
             ]
 
         environment = {
@@ -55,11 +69,14 @@ class Both:
         with pytest.MonkeyPatch.context() as patch:
             for name, config in TINY.items():
                 patch.setitem(STUDENTS, name, config)
-            for line in (lines(self.one)[0], lines(self.one)[-1]):
+            for line in lines(self.one)[:3]:
                 assert main(line) == 0
 
     def rank(self, run: str, rank: int) -> dict[str, Tensor]:
         return load_file(self.dumps / f"{run}-{rank}-of-2.safetensors")
+
+    def told(self, run: str, rank: int) -> dict[str, Any]:
+        return json.loads((self.dumps / f"{run}-{rank}.json").read_text())
 
     @staticmethod
     def records(run: Path, kind: str) -> list[dict[str, Any]]:
@@ -76,14 +93,25 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
 
 
 def test_there_were_two_processes(both: Both) -> None:
-    names = {path.stem for path in both.dumps.iterdir()}
-    assert names == {f"{run}-{rank}-of-2" for run in ("calm", "cnn", "whole", "parts", "silent") for rank in (0, 1)}
+    names = {path.stem for path in both.dumps.glob("*.safetensors")}
+    assert names == {f"{run}-{rank}-of-2" for run in RUNS for rank in (0, 1)}
 
 
-@pytest.mark.parametrize("run", ["calm", "cnn", "whole", "parts", "silent"])
-def test_processes_end_bit_identical_after_thaws(run: str, both: Both) -> None:
+def test_processes_have_unequal_heads(both: Both) -> None:
+    for run in ("calm", "sgd", "pieces"):
+        first, second = (both.told(run, rank)["heads"] for rank in (0, 1))
+        assert len(first) == len(second) == 20 and sum(a != b for a, b in zip(first, second, strict=True)) >= 15
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_processes_are_bit_identical_after_every_thaw(run: str, both: Both) -> None:
     thaws = both.records(both.two / run, "thaw")
     assert run == "silent" or [record["epoch"] for record in thaws][:2] == [0, 1]
+    one, other = both.told(run, 0), both.told(run, 1)
+    # A resumed run tells of the thaws since.
+    epochs = [str(record["epoch"]) for record in thaws if run != "parts" or record["step"] >= 4]
+    assert list(one["thaws"]) == epochs and one["thaws"] == other["thaws"] and len(set(one["thaws"].values())) == len(epochs)
+    assert one["holds"] == other["holds"]
     first, second = both.rank(run, 0), both.rank(run, 1)
     assert first.keys() == second.keys()
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
@@ -98,17 +126,33 @@ def test_losses_are_those_of_one_process(both: Both) -> None:
             assert mine[term] > 0
 
 
+@pytest.mark.parametrize("run", ["sgd", "pieces"])
+def test_parameters_with_sgd_are_those_of_one_process(run: str, both: Both) -> None:
+    """Twenty steps over every thaw; ``pieces`` also splits each process's share in two."""
+    assert len(both.records(both.two / run, "step")) == 20
+    alone = newest(both.one / "sgd").model
+    together, started = both.rank(run, 0), make_model(TINY["tiny_calm"]).state_dict()
+    assert alone.keys() == together.keys() == started.keys()
+    assert max(float((alone[name] - together[name]).abs().max()) for name in alone) < 1e-5
+    assert max(float((alone[name] - started[name]).abs().max()) for name in alone if name.startswith("backbone.")) > 1e-3
+
+
 def test_nothing_is_counted_twice(both: Both) -> None:
     for kind in ("epoch", "validation", "thaw", "end"):
         one, two = (both.records(folder / "calm", kind) for folder in (both.one, both.two))
         assert [record["step"] for record in one] == [record["step"] for record in two]
     one, two = (both.records(folder / "calm", "validation") for folder in (both.one, both.two))
     assert [(r["heads"], r["heads_in"]) for r in one] == [(r["heads"], r["heads_in"]) for r in two]
-    assert "[1/" not in both.process.stdout and both.process.stdout.count("student in") == 6, "only the first process speaks"
+    assert "[1/" not in both.process.stdout and both.process.stdout.count("student in") == 8, "only the first process speaks"
 
 
 def test_a_resumed_run_of_two_processes_is_the_undisturbed_one(both: Both) -> None:
-    # tiny_vit has dropout and drop-path, which each process draws for itself.
+    # tiny_vit has dropout and drop-path, which each process draws for itself; its thaws are held, its weights averaged.
+    assert both.told("whole", 0)["holds"] == both.told("parts", 0)["holds"] == both.told("parts", 1)["holds"] != []
+    assert any(record["held"] for record in both.records(both.two / "whole", "spike"))
+    averages = [newest(both.two / run).average for run in ("whole", "parts")]
+    assert averages[0].keys() == averages[1].keys() != set()
+    assert all(torch.equal(value, averages[1][name]) for name, value in averages[0].items())
     for rank in (0, 1):
         whole, parts = both.rank("whole", rank), both.rank("parts", rank)
         assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []

@@ -17,6 +17,8 @@ import torch
 from training_world import TINY, World, cache_arguments, make_world, store_teacher
 
 from distill.cli import main
+from distill.configuration import config_from_sections
+from distill.training import stored_student
 from students.catalogue import STUDENTS
 from students.checkpoint import checkpoints, newest_intact, read_checkpoint_file
 from students.errors import RunError
@@ -154,10 +156,14 @@ def test_a_run_killed_before_its_first_step_is_resumed_too(world: World, trainin
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("step", range(1, 13))
-def test_a_kill_at_every_step(step: int, world: World, finished: Path, trainings: Trainings, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "moment",
+    # Every step; and around each thaw both sides: the checkpoint before it, the thaw itself, and the first step after it.
+    [f"{kind}:{number}" for kind, last in (("step", 12), ("checkpoint", 7), ("thaw", 3), ("validation", 3)) for number in range(1, last + 1)],
+)
+def test_a_kill_at_every_moment(moment: str, world: World, finished: Path, trainings: Trainings, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    trainings.kill(world.arguments(run, checkpoint_steps=3), f"step:{step}")
+    trainings.kill(world.arguments(run, checkpoint_steps=3), moment)
     trainings.finish(["train", "--resume", str(run)])
     assert_same_run(finished, run)
 
@@ -287,6 +293,26 @@ def test_another_cache_is_refused(run: Path, world: World, tmp_path: Path, capsy
     assert main(cache_arguments(world, teacher=teacher, out=other)) == 0
     error = refused(["train", "--resume", str(run), "--override", "--cache", str(other)], capsys)
     assert "another cache (cache: " in error and "resume with the same --data and --cache" in error
+
+
+def test_epochs_of_another_length_are_refused(run: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = refused(["train", "--resume", str(run), "--override", "--batch-size", "4"], capsys)
+    assert "was made with 4 steps an epoch, this run would have 5" in error and "raise --accumulate" in error
+    assert_same_run(finished, run)
+    assert json.loads((run / "config.json").read_text())["data"]["batch_size"] == 5
+
+
+def test_a_resumption_loads_no_pretrained_weights(run: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    described = json.loads((run / "config.json").read_text())
+    described["student"] |= {"random_backbone": False, "backbone_weights": "/gone/since"}
+    described["facts"]["backbone_weights"] = {"source": "weights that were there once"}
+    (run / "config.json").write_text(json.dumps(described))
+    cut(checkpoints(run)[0])
+    monkeypatch.setattr("distill.training.load_pretrained_backbone", lambda *_: pytest.fail("the checkpoint holds every weight"))
+    assert main(["train", "--resume", str(run)]) == 0
+    assert_same_run(finished, run)
+    config = config_from_sections({name: described[name] for name in described if name != "facts"}, "config.json")
+    assert stored_student(config, run)[1] == {"backbone_weights": {"source": "weights that were there once"}}
 
 
 def test_a_cache_that_has_grown_does_not_change_the_run(run: Path, world: World, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

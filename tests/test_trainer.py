@@ -15,11 +15,12 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from training_world import CALM, CNN, VIT, golden_losses, make_batch, make_model, make_trainer
 
+from students.accumulation import split
 from students.batch import Batch
 from students.checkpoint import checkpoints, read_checkpoint_file
 from students.errors import RunError, TrainingError
 from students.losses import LossWeights
-from students.trainer import Trainer, split
+from students.trainer import Trainer
 from teachers.model import GazeModel, ModelConfig
 from teachers.weights import load_model
 
@@ -314,18 +315,22 @@ def test_the_records_are_complete(tmp_path: Path) -> None:
     trainer.fit()
     kinds = [record["kind"] for record in records]
     epoch = ["step", "step", "epoch", "validation", "checkpoint"]
-    assert kinds == ["start", "checkpoint", "thaw", *epoch, "thaw", *epoch, "thaw", *epoch, *epoch, "end"]
+    watched = [*epoch[:4], "thaw_loss", "checkpoint"]
+    last = ["step", "step", "thaw_loss", *epoch[2:]]
+    assert kinds == ["start", "checkpoint", "thaw", *epoch, "thaw", *watched, "thaw", *epoch, *last, "end"]
     by_kind = {record["kind"]: set(record) - {"kind", "step"} for record in records}
     parts = ("heatmap", "spatial", "inout", "kd_heatmap", "kd_inout", "kd_kl")
     terms = {"loss", *parts, *(f"weighted_{part}" for part in parts), "grad_norm"}
     assert by_kind["start"] == {"total", "steps_per_epoch"}
     assert by_kind["step"] == {
         *terms, "epoch", "seconds", "weight", "temperature", "open_blocks", "stem_open", "lr_head", "lr_backbone", "target_mass",
+        "lr_stages", "grad_norms",
     }
-    assert by_kind["epoch"] == {*terms, "epoch", "images_per_s", "seconds"}
-    assert by_kind["validation"] == {"epoch", "best", "avg_l2", "auc"}
-    assert by_kind["thaw"] == {"epoch", "opened", "open_blocks", "trainable"}
-    assert by_kind["end"] == {"best", "best_step", "metric", "seconds"}
+    assert by_kind["epoch"] == {*terms, "epoch", "images_per_s", "seconds", "skipped_steps"}
+    assert by_kind["validation"] == {"epoch", "best", "weights", "avg_l2", "auc"}
+    assert by_kind["thaw"] == {"epoch", "opened", "open_blocks", "trainable", "loss_before"}
+    assert by_kind["thaw_loss"] == {"thaw_epoch", "before", "after", "steps", "ratio"}
+    assert by_kind["end"] == {"best", "best_step", "metric", "stopped_early", "seconds"}
     json.dumps(records, allow_nan=False)
     steps = [record for record in records if record["kind"] == "step"]
     assert [(record["step"], record["epoch"], record["open_blocks"]) for record in steps] == [

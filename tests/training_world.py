@@ -30,7 +30,8 @@ from schedules.stages import discover_stages
 from students.batch import Batch
 from students.catalogue import STUDENTS
 from students.losses import LossWeights
-from students.trainer import Record, Trainer, TrainOptions
+from students.options import TrainOptions
+from students.trainer import Record, Trainer
 from teachers.model import HALF, GazeModel, ModelConfig
 from teachers.weights import save_model
 
@@ -202,19 +203,40 @@ def hold_at(moment: str) -> None:
 
 
 def dump_parameters(folder: Path) -> None:
-    """Every process leaves what each of its trainings ended with, as ``run-rank-of-world.safetensors``."""
+    """Every process leaves what each of its trainings ended with, as ``run-rank-of-world.safetensors``.
+
+    Beside it ``run-rank.json``: for every batch its heads, for every thaw the digest of all parameters after its first step, and the
+    epochs in which thaws were held.
+    """
     from safetensors.torch import save_file
 
-    plain = Trainer.fit
+    from teachers.weights import tensors_digest
+
+    plain, plain_step, plain_open = Trainer.fit, Trainer.train_step, Trainer._open_stages
+    seen: dict[str, Any] = {"heads": [], "thaws": {}}
+    thawed: list[int] = []
+
+    def open_stages(self: Trainer, epoch: int, *, announce: bool) -> None:
+        plain_open(self, epoch, announce=announce)
+        if epoch in dict(self.plan.thaw_events):
+            thawed.append(epoch)
+
+    def train_step(self: Trainer, batch: Batch, point: Any) -> None:
+        plain_step(self, batch, point)
+        seen["heads"].append(len(batch.boxes))
+        if thawed:
+            seen["thaws"][thawed.pop()] = tensors_digest(dict(self.model.named_parameters()))
 
     def fit(self: Trainer) -> Record:
         end = plain(self)
         tensors = {name: value.contiguous() for name, value in self.model.state_dict().items()}
         accelerator = self.accelerator
         save_file(tensors, folder / f"{self.run.name}-{accelerator.process_index}-of-{accelerator.num_processes}.safetensors")
+        (folder / f"{self.run.name}-{accelerator.process_index}.json").write_text(json.dumps({**seen, "holds": self.plan.holds}))
+        seen.update(heads=[], thaws={})
         return end
 
-    Trainer.fit = fit  # type: ignore[method-assign]
+    Trainer.fit, Trainer.train_step, Trainer._open_stages = fit, train_step, open_stages  # type: ignore[method-assign]
 
 
 def serve() -> None:

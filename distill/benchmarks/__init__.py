@@ -4,4 +4,5 @@
 BENCHMARKS: tuple[str, ...] = (
     "synth",
     "readers",
+    "train",
 )

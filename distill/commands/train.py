@@ -14,6 +14,9 @@ examples:
   distill train recipes/demo.toml --cache caches/scenes
   distill train recipes/gentle_finetune.toml --data gazefollow:/path --cache caches/gf --batch-size 32 --use-amp
   distill train --resume runs/demo
+  distill train RUN.toml --cache caches/gf --on-spike hold --ema-decay 0.999 --patience 5
+  distill train RUN.toml --cache caches/gf --grad-checkpointing --accumulate 4        when opened blocks run out of memory
+  WANDB_MODE=offline distill train RUN.toml --cache caches/gf --tracker wandb,tensorboard
   accelerate launch -m distill train RUN.toml                                         one process per GPU
   ACCELERATE_USE_CPU=1 torchrun --nproc-per-node 2 -m distill train RUN.toml          several processes on a CPU
 """
