@@ -21,8 +21,9 @@ from distill.metrics.distances import (
     point_errors,
     predicted_point,
 )
-from distill.metrics.heatmap_auc import gazefollow_auc, gazefollow_auc_64, resize_bilinear, vat_auc
+from distill.metrics.heatmap_auc import gazefollow_auc, gazefollow_auc_64, vat_auc
 from distill.metrics.ranking import average_precision, prevalence, roc_auc
+from distill.metrics.resampling import resize_bilinear
 
 __all__ = [
     "GazeMetrics",

@@ -15,8 +15,9 @@ from numpy.typing import ArrayLike
 
 from distill.errors import MetricError
 from distill.metrics.distances import point_errors, predicted_point
-from distill.metrics.heatmap_auc import VAT_GRID, gazefollow_auc, gazefollow_auc_64, resize_bilinear, vat_auc
+from distill.metrics.heatmap_auc import VAT_GRID, gazefollow_auc, gazefollow_auc_64, vat_auc
 from distill.metrics.ranking import average_precision, prevalence
+from distill.metrics.resampling import resize_bilinear
 from distill.scenes import IN, OUT, UNKNOWN
 
 Protocol = Literal["gazefollow", "gazefollow64", "vat"]
