@@ -1,13 +1,15 @@
 """Rows that no model is needed for: what a number on a data set is worth is seen beside them.
 
 =================  =====================================================================================================
+``random_errors``  any cell of the map, each as likely
 ``centre_map``     everybody looks at the middle of the picture
 ``HeadPrior``      the mean gaze of the 50 training heads whose centres are nearest
 ``FixedBias``      where the training set's people look, whatever the picture and the head
 ``saliency_map``   what stands out in the picture, whoever looks (spectral residual)
+``one_human``      one annotator, judged by the others
 =================  =====================================================================================================
 
-Each gives heatmaps ``[N,64,64]`` of logits, so that it is scored by the same code as a model. Peaks lie on cell
+Those in between give heatmaps ``[N,64,64]`` of logits, so that they are scored by the same code as a model. Peaks lie on cell
 ``int(64·x)``, as in training targets. A map's argmax thus stands up to a cell from its point (0.012 on average with the
 published argmax/64); where the point itself is known (``HeadPrior.predict_points``) the distances of a table come from
 :func:`distill.metrics.point_errors` of the exact points, the AUC from the map.
@@ -15,12 +17,14 @@ published argmax/64); where the point itself is known (``HeadPrior.predict_point
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from distill.errors import DataError
+from distill.metrics import PointErrors, point_errors
 
 GRID = 64
 SIGMA = 3.0
@@ -37,6 +41,33 @@ def gaussian_maps(points: ArrayLike, sigma: float = SIGMA) -> np.ndarray:
     x = (axis[None] - cells[:, :1]) ** 2
     y = (axis[None] - cells[:, 1:]) ** 2
     return (-(y[:, :, None] + x[:, None, :]) / (2.0 * sigma**2)).astype(np.float32)
+
+
+def random_errors(points: Sequence[ArrayLike]) -> PointErrors:
+    """Expected distances ``[N]`` of a prediction that is any of the 64×64 cells with equal chance, to N × ``[A,2]`` annotations.
+
+    The mean over all cells instead of a draw, so that the row is the same every time. The AUC of a map of noise is ½ on average, and is
+    not computed.
+    """
+    axis = np.arange(GRID) / GRID
+    cells = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+    columns = np.empty((3, len(points)))
+    for index, given in enumerate(points):
+        looks = _points(given, "gaze points")
+        if len(looks) == 0:
+            raise DataError(f"head {index} has no gaze point; leave such heads out of the random row")
+        each = np.sqrt(((cells[None] - looks[:, None]) ** 2).sum(axis=2))
+        to_mean = np.sqrt(((cells - looks.mean(axis=0)) ** 2).sum(axis=1))
+        columns[:, index] = to_mean.mean(), each.mean(), each.min(axis=0).mean()
+    return PointErrors(*columns)
+
+
+def one_human(points: ArrayLike) -> PointErrors:
+    """Distances ``[A]`` of each of one head's annotations ``[A,2]`` to the A − 1 others; raises DataError for a lone annotator."""
+    looks = _points(points, "gaze points")
+    if len(looks) < 2:
+        raise DataError(f"{len(looks)} annotations cannot be judged by one another; the human row needs two or more a head")
+    return point_errors(looks, [np.delete(looks, index, axis=0) for index in range(len(looks))])
 
 
 def centre_map(count: int) -> np.ndarray:

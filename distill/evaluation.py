@@ -110,7 +110,9 @@ def truths(scene: Scene) -> list[HeadTruth]:
     return [
         HeadTruth(
             points=np.array(() if head.inout == OUT else head.points, dtype=np.float64).reshape(-1, 2),
-            inout=head.inout, width=width, height=height, scene=scene.group or scene.key,
+            inout=head.inout, width=width, height=height, box=head.box, people=len(scene.heads),
+            # Frames of one clip resemble each other: they are drawn together when intervals are taken.
+            scene=scene.key.rpartition("/")[0] if scene.group else scene.key,
         )
         for head in scene.heads
     ]

@@ -155,7 +155,8 @@ def test_baselines_against_brute_force(tmp_path: Path) -> None:
     found = report.baselines
     assert found is not None and (found.split, found.protocol) == ("val", "gazefollow")
     rows = {row.name: row.metrics for row in found.rows}
-    assert list(rows) == ["centre", "fixed bias", "head-position prior", "saliency"]
+    assert list(rows) == ["random", "centre", "fixed bias", "head-position prior", "saliency", "one human"]
+    assert rows["one human"] is None and found.rows[-1].reason == "one annotator a head"
 
     def heads(data: SceneSet) -> list[tuple[np.ndarray, np.ndarray]]:
         return [
@@ -180,8 +181,10 @@ def test_baselines_against_brute_force(tmp_path: Path) -> None:
     for scene in sets[1].scenes:
         seen = [h for h in scene.normalised(*SIZE).heads if h.inout == IN]
         maps = np.repeat(saliency_map(load_picture(scene.picture))[None], len(seen), axis=0)
-        salient.add(maps, None, [HeadTruth(np.array(h.points), IN, *SIZE) for h in seen])
+        salient.add(maps, None, [HeadTruth(np.array(h.points), IN, *SIZE, box=h.box) for h in seen])
     assert rows["saliency"] == salient.result()
+    # One scene is not enough for an interval.
+    assert len(sets[1]) == 1 and all(bounds is None for row in found.rows for bounds in row.intervals.values())
 
 
 def test_test_split_alone_has_no_prior_unless_given_one(tmp_path: Path) -> None:
@@ -189,9 +192,9 @@ def test_test_split_alone_has_no_prior_unless_given_one(tmp_path: Path) -> None:
     test = open_data(tmp_path, "test")
     alone = check_data([test]).baselines
     reason = "no training split apart from the scored one"
-    assert alone is not None and [row.reason for row in alone.rows] == ["", reason, reason, ""]
+    assert alone is not None and [row.reason for row in alone.rows] == ["", "", reason, reason, "", ""]
     own = check_data([open_data(tmp_path, "trainval")]).baselines
-    assert own is not None and own.prior_heads == 0 and [row.reason for row in own.rows] == ["", reason, reason, ""]
+    assert own is not None and own.prior_heads == 0 and [row.reason for row in own.rows[:5]] == ["", "", reason, reason, ""]
     with_prior = check_data([test], training=open_data(tmp_path, "train")).baselines
     assert with_prior is not None and all(row.metrics is not None for row in with_prior.rows)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -365,22 +363,3 @@ def test_what_does_not_fit_is_refused() -> None:
     accumulator.add(heatmap[None], [0.0], [head])
     with pytest.raises(MetricError, match="always or never"):
         accumulator.add(heatmap[None], None, [head])
-
-
-def test_gazefollow_auc_does_not_sort_the_picture() -> None:
-    """640×480 with ten annotators well under what one sort of its pixels takes."""
-    generator = np.random.default_rng(37)
-    heatmap, points = blob(generator), generator.random((10, 2))
-    target = published_pixels(points, 640, 480).ravel()
-
-    def fastest(call: object) -> float:
-        times = []
-        for _ in range(5):
-            begin = time.perf_counter()
-            call()  # type: ignore[operator]
-            times.append(time.perf_counter() - begin)
-        return min(times)
-
-    quick = fastest(lambda: gazefollow_auc(heatmap, points, 640, 480))
-    plain = fastest(lambda: roc_auc(resize_bilinear(heatmap, 640, 480).ravel(), target))
-    assert quick < plain

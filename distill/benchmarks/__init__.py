@@ -5,4 +5,5 @@ BENCHMARKS: tuple[str, ...] = (
     "synth",
     "readers",
     "train",
+    "metrics",
 )

@@ -11,7 +11,7 @@ Bad input (a heatmap that is not finite, a shape that does not fit) raises :clas
 becomes a score. What is undefined (AP of one class, AUC without an in-frame head) is ``None`` in a table.
 """
 
-from distill.metrics.accumulator import GazeMetrics, HeadRows, HeadTruth, MetricAccumulator, Protocol, sigmoid
+from distill.metrics.accumulator import MetricAccumulator, Protocol, sigmoid
 from distill.metrics.distances import (
     PointErrors,
     angular_error,
@@ -21,8 +21,10 @@ from distill.metrics.distances import (
     point_errors,
     predicted_point,
 )
-from distill.metrics.heatmap_auc import gazefollow_auc, gazefollow_auc_64, resize_bilinear, vat_auc
+from distill.metrics.heatmap_auc import gazefollow_auc, gazefollow_auc_64, vat_auc
 from distill.metrics.ranking import average_precision, prevalence, roc_auc
+from distill.metrics.resampling import resize_bilinear
+from distill.metrics.rows import GazeMetrics, HeadRows, HeadTruth
 
 __all__ = [
     "GazeMetrics",

@@ -1,110 +1,21 @@
-"""From logits, batch by batch, to one row a head and the table of a whole split.
-
-Heatmaps are not kept: a row holds a head's scores, so that intervals, slices and paired differences can be taken
-later from the same rows.
-"""
+"""From logits, batch by batch, to one row a head and the table of a whole split. Heatmaps are not kept."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from distill.errors import MetricError
-from distill.metrics.distances import point_errors, predicted_point
-from distill.metrics.heatmap_auc import VAT_GRID, gazefollow_auc, gazefollow_auc_64, resize_bilinear, vat_auc
-from distill.metrics.ranking import average_precision, prevalence
+from distill.metrics.distances import angular_error, point_errors, predicted_point
+from distill.metrics.heatmap_auc import VAT_GRID, gazefollow_auc, gazefollow_auc_64, vat_auc
+from distill.metrics.resampling import resize_bilinear
+from distill.metrics.rows import SCORES, GazeMetrics, HeadRows, HeadTruth
 from distill.scenes import IN, OUT, UNKNOWN
 
 Protocol = Literal["gazefollow", "gazefollow64", "vat"]
-
-
-@dataclass(frozen=True)
-class HeadTruth:
-    """What is known of one head.
-
-    ``points [A,2]`` in [0,1] of the picture (empty for an out-of-frame head), ``inout`` 1, 0 or -1 (in, out, unknown),
-    the picture's own ``width`` and ``height`` in pixels, and the ``scene`` (or clip) that rows are grouped by.
-    """
-
-    points: ArrayLike
-    inout: int
-    width: int
-    height: int
-    scene: str = ""
-
-
-@dataclass(frozen=True)
-class GazeMetrics:
-    """The means over a split. ``auc`` in [0,1], distances in [0,1] of the picture's sides, ``None`` where undefined.
-
-    ``avg_l2`` is to the mean annotation, as the field prints; ``avg_l2_mean_of`` is the mean of the distances. ``ap``
-    is the average precision of in/out and ``ap_prevalence`` the share of in among the labelled heads. ``heads`` counts
-    all heads, ``heads_in`` those that AUC and distances are over: labelled in, with a gaze point.
-    """
-
-    auc: float | None
-    avg_l2: float | None
-    avg_l2_mean_of: float | None
-    min_l2: float | None
-    ap: float | None
-    ap_prevalence: float | None
-    heads: int
-    heads_in: int
-
-
-@dataclass(frozen=True)
-class HeadRows:
-    """One row a head, in the order added; columns ``[N]``, ``predicted [N,2]`` xy in [0,1).
-
-    NaN marks what a head does not have: AUC and distances of heads that are not labelled in, or have no gaze point, and
-    ``inout_logit`` of a model without in/out.
-    """
-
-    scene: np.ndarray
-    predicted: np.ndarray
-    auc: np.ndarray
-    avg_l2: np.ndarray
-    avg_l2_mean_of: np.ndarray
-    min_l2: np.ndarray
-    inout: np.ndarray
-    inout_logit: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.auc)
-
-    @property
-    def scored(self) -> np.ndarray:
-        """Which heads ``[N]`` have an AUC and distances."""
-        return ~np.isnan(self.auc)
-
-    def take(self, which: np.ndarray) -> HeadRows:
-        """The rows of a mask or of indices, which may repeat."""
-        return HeadRows(**{name: getattr(self, name)[which] for name in self.__dataclass_fields__})
-
-    def metrics(self) -> GazeMetrics:
-        """The table of these rows: every head weighs the same."""
-        scored = self.scored
-        labelled = self.inout != UNKNOWN
-        logits = self.inout_logit[labelled]
-        has_inout = len(logits) > 0 and not np.isnan(logits).any()
-
-        def mean(column: np.ndarray) -> float | None:
-            return float(column[scored].mean()) if scored.any() else None
-
-        return GazeMetrics(
-            auc=mean(self.auc),
-            avg_l2=mean(self.avg_l2),
-            avg_l2_mean_of=mean(self.avg_l2_mean_of),
-            min_l2=mean(self.min_l2),
-            ap=average_precision(logits, self.inout[labelled]) if has_inout else None,
-            ap_prevalence=prevalence(self.inout[labelled]),
-            heads=len(self),
-            heads_in=int(scored.sum()),
-        )
 
 
 class MetricAccumulator:
@@ -151,25 +62,32 @@ class MetricAccumulator:
         points = [np.asarray(head.points, dtype=np.float64).reshape(-1, 2) for head in heads]
         scored = np.array([k for k, head in enumerate(heads) if head.inout == IN and len(points[k])], dtype=np.int64)
         errors = point_errors(predicted[scored], [points[k] for k in scored])
-        columns = {name: np.full(len(heads), np.nan) for name in ("auc", "avg_l2", "avg_l2_mean_of", "min_l2")}
+        columns = {name: np.full(len(heads), np.nan) for name in SCORES}
         columns["avg_l2"][scored] = errors.avg_l2
         columns["avg_l2_mean_of"][scored] = errors.avg_l2_mean_of
         columns["min_l2"][scored] = errors.min_l2
         columns["auc"][scored] = [self._auc(logits[k], points[k], heads[k]) for k in scored]
 
-        scenes = np.array([head.scene for head in heads], dtype=object)
-        self._parts.append(HeadRows(scenes, predicted, inout=labels, inout_logit=scores, **columns))
+        boxes = np.array([head.box or (np.nan,) * 4 for head in heads], dtype=np.float64)
+        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+        distance = np.full(len(heads), np.nan)
+        seen = np.array([k for k in scored if heads[k].box is not None], dtype=np.int64)
+        if len(seen):
+            gaze = np.array([points[k].mean(axis=0) for k in seen])
+            distance[seen] = np.hypot(*(gaze - centres[seen]).T)
+            columns["angle"][seen] = angular_error(predicted[seen], gaze, centres[seen])
+        flat = logits.reshape(len(heads), -1)
+        rows = HeadRows(
+            np.array([head.scene for head in heads], dtype=object), predicted, inout=labels, inout_logit=scores,
+            head_size=boxes[:, 3] - boxes[:, 1], distance=distance, people=np.array([head.people for head in heads], dtype=np.int64),
+            constant=flat.max(axis=1) == flat.min(axis=1), **columns,
+        )
+        self._parts.append(rows)
         self._with_inout = inout is not None
 
     def rows(self) -> HeadRows:
         """All rows so far."""
-        if not self._parts:
-            none = np.empty(0)
-            return HeadRows(
-                np.empty(0, dtype=object), np.empty((0, 2)), none, none, none, none, np.empty(0, dtype=np.int8), none
-            )
-        names = HeadRows.__dataclass_fields__
-        return HeadRows(**{name: np.concatenate([getattr(part, name) for part in self._parts]) for name in names})
+        return HeadRows.joined(self._parts)
 
     def result(self) -> GazeMetrics:
         """The table of all heads so far."""
