@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
 from distill.errors import ConfigurationError
 from distill.scenes import Scene, SceneSet
 from distill.source import SceneSource
@@ -50,6 +55,16 @@ class CachedTeacher:
         name = "ensemble of " + ", ".join(str(member["teacher"].get("name")) for member in members)
         digests = "+".join(str(member["cache"]) for member in members)
         return {"cache": digests, "teacher": {"name": name, "space": self.reader.space, "members": members}, **shared}
+
+
+def resampled(maps: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """Logits ``[N,h,w]`` as float32 on a grid of ``size`` (height, width): as they are, or resampled bilinearly."""
+    there = torch.from_numpy(np.asarray(maps, dtype=np.float32))
+    if there.shape[1:] == size:
+        return there
+    if not len(there):
+        return there.new_zeros((0, *size))
+    return F.interpolate(there[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def specs_of(cache: str) -> list[str]:
