@@ -164,7 +164,7 @@ class SceneBatches:
                 pool.shutdown(wait=True, cancel_futures=True)
 
     def _drawn(self, draw: Draw) -> tuple[Pool, Scene]:
-        return (self._unlabelled if draw.unlabelled else self._labelled)[draw.index]
+        return (self._unlabelled if draw.unlabelled else self._labelled)[draw.scene]
 
     def _sample(self, pool: Pool, scene: Scene, turn: int) -> _Sample:
         data = read_bytes(scene.picture)

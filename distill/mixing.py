@@ -24,10 +24,10 @@ from distill.errors import ConfigurationError
 
 
 class Draw(NamedTuple):
-    """One picture of a batch: scene ``index`` of the labelled or of the ``unlabelled`` ones, in its ``turn``-th showing (from 0)."""
+    """One picture of a batch: ``scene`` of the labelled or of the ``unlabelled`` ones, by its place, in its ``turn``-th showing (from 0)."""
 
     unlabelled: bool
-    index: int
+    scene: int
     turn: int
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from distill.agreement import AGREEMENT
 from distill.configuration import RunConfig
 from distill.console import progress, say, warn
 from schedules.plan import Plan
@@ -105,7 +106,7 @@ class RunLog:
                 f"blocks open, {record['trainable']:,} parameters train"
             )
         elif kind == "validation":
-            shown = {name: record.get(name) for name in ("auc", "avg_l2", "min_l2", "ap")}
+            shown = {name: record[name] for name in ("auc", "avg_l2", "min_l2", "ap", *AGREEMENT) if name in record}
             text = "  ".join(f"{name} {'n/a' if value is None else f'{value:.4f}'}" for name, value in shown.items())
             say(f"epoch {record['epoch']}: {text}{'  (best so far)' if record['best'] else ''}")
 
