@@ -250,7 +250,8 @@ def _run_links(run: Path, *, exports: bool = True) -> Iterator[Link]:
     if "cache" in made_of:
         yield from _used_cache(run, str(data.get("cache", "")), made_of)
     yield from _unlabelled(run, data, made_of)
-    if scenes := _mapping(facts, "scenes"):
+    scenes = _mapping(facts, "scenes")
+    if scenes.get("unlabelled"):
         told = ", ".join(f"{count} {str(kind).replace('_', ' ')}" for kind, count in scenes.items())
         yield Link("scenes", told, "", UNCHECKED, "as the run counted them")
     yield from _backbone(facts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,12 @@ def writing(path: Path, run: Path) -> Iterator[None]:
         raise RunError(
             f"{path} cannot be written ({error}); make room on the disk, then go on with `distill train --resume {run}`"
         ) from None
+
+
+def scores(record: Mapping[str, Any]) -> str:
+    """What a validation measured, in one line."""
+    shown = {name: record[name] for name in ("auc", "avg_l2", "min_l2", "ap", *AGREEMENT) if name in record}
+    return "  ".join(f"{name} {'n/a' if value is None else f'{value:.4f}'}" for name, value in shown.items())
 
 
 class RunLog:
@@ -106,9 +112,7 @@ class RunLog:
                 f"blocks open, {record['trainable']:,} parameters train"
             )
         elif kind == "validation":
-            shown = {name: record[name] for name in ("auc", "avg_l2", "min_l2", "ap", *AGREEMENT) if name in record}
-            text = "  ".join(f"{name} {'n/a' if value is None else f'{value:.4f}'}" for name, value in shown.items())
-            say(f"epoch {record['epoch']}: {text}{'  (best so far)' if record['best'] else ''}")
+            say(f"epoch {record['epoch']}: {scores(record)}{'  (best so far)' if record['best'] else ''}")
 
     def close(self) -> None:
         """Close file, bar and trackers, whatever happened."""

@@ -26,7 +26,7 @@ from distill.errors import ConfigurationError, DataError
 from distill.evaluation import evaluate, protocol_of
 from distill.feeding import SceneBatches
 from distill.readers import open_data
-from distill.runlog import RunLog, writing
+from distill.runlog import RunLog, scores, writing
 from distill.scenes import Scene
 from distill.unlabelled import gather, has_labels, refuse_unheard, with_data
 from distill.views import ViewPolicy
@@ -285,10 +285,20 @@ class Run:
     def start(self) -> Record:
         """Write the resolved configuration and the plan, then train to the end."""
         if self.accelerator.is_main_process:
+            if stored_student(self.config.student):
+                self._say_before()
             self._write(self.config.to_json(), {key: value for key, value in self.facts.items() if key != "config"})
         self.accelerator.wait_for_everyone()
         self.log.begin(self.config)
         return self._finish()
+
+    def _say_before(self) -> None:
+        """What a student that goes on from a run scores before its first step: whether training was worth it is read against that."""
+        self.model.eval()
+        with torch.inference_mode():
+            self.facts["before"] = dict(self.validate(self.model))
+        if self.facts["before"]:
+            say(f"before training: {scores(self.facts['before'])}")
 
     def resume(self) -> Record:
         """Go on from the newest intact checkpoint; lines of metrics past it are cut off."""
