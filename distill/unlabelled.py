@@ -135,7 +135,8 @@ def gather(
         sets.append(found)
     views = min((each.views for each in taught), default=0)
     taught = [replace(each, views=views) for each in taught]
-    _refuse_or_warn(config, teacher, taught, inout, notes)
+    if taught and teacher is not None:
+        _refuse_or_warn(config, teacher, taught, inout, notes)
     pools = [
         Pool(_bare(each.scenes), each.policy, each, found.reader == "folder", cache)
         for cache, each, found in zip(specs_of(config.unlabelled), taught, sets, strict=True)
@@ -173,13 +174,11 @@ def _bare(scenes: Sequence[Scene]) -> tuple[Scene, ...]:
 
 
 def _refuse_or_warn(
-    config: RunConfig, teacher: CachedTeacher | None, taught: Sequence[CachedTeacher], inout: bool, notes: list[str]
+    config: RunConfig, one: CachedTeacher, taught: Sequence[CachedTeacher], inout: bool, notes: list[str]
 ) -> None:
     """Teachers that cannot be heard together are refused, different ones that can be are noted."""
-    named = [(config.cache, teacher)] if teacher is not None else []
-    everything = [*named, *zip(specs_of(config.unlabelled), taught, strict=True)]
-    first, one = everything[0]
-    for cache, each in everything[1:]:
+    first = config.cache
+    for cache, each in zip(specs_of(config.unlabelled), taught, strict=True):
         if inout and each.reader.has_inout != one.reader.has_inout:
             without, having = (cache, first) if one.reader.has_inout else (first, cache)
             raise ConfigurationError(
