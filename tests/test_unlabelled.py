@@ -13,23 +13,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from fixtures import write_folder, write_picture
 from PIL import Image
 from training_world import CNN, TINY, World, cache_arguments, make_model, make_world, store_teacher
 
-from distill.agreement import TeacherAgreement
-from distill.cached_teacher import open_cached_teacher
 from distill.cli import main
-from distill.feeding import Pool
 from distill.readers import open_data
 from distill.runlog import read_metrics
 from students.catalogue import STUDENTS
 from teachers.cache.reader import CacheReader
-from teachers.contract import GazeOutput
-from teachers.errors import CacheError
 from teachers.weights import load_model, save_model
 
 
@@ -113,70 +107,6 @@ def records(run: Path, kind: str) -> list[dict[str, Any]]:
 
 def facts_of(run: Path) -> dict[str, Any]:
     return json.loads((run / "config.json").read_text())["facts"]
-
-
-# -- the cache ----------------------------------------------------------------------------------------------------------
-
-
-def test_photographs_in_folders_and_turned_ones_are_cached_from_either_unit(tmp_path: Path) -> None:
-    photos, teacher = tmp_path / "photos", store_teacher(tmp_path / "teacher")
-    write_picture(photos / "a.jpg", boxes=[(6, 8, 22, 26)])
-    write_picture(photos / "2024/deep down/b.png", boxes=[(20, 10, 36, 30)])
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    with Image.open(photos / "a.jpg") as picture:
-        picture.save(photos / "turned.jpg", exif=exif)  # 64 x 48 as stored, 48 x 64 as seen
-        picture.transpose(Image.Transpose.ROTATE_270).save(photos / "upright.png")
-    sizes = {"a.jpg": (64, 48), "2024/deep down/b.png": (64, 48), "turned.jpg": (48, 64), "upright.png": (48, 64)}
-    boxes = {"a.jpg": (6, 8, 22, 26), "2024/deep down/b.png": (20, 10, 36, 30), "turned.jpg": (22, 50, 40, 62), "upright.png": (22, 50, 40, 62)}
-    lines = [f"{name},,{','.join(map(str, box))}" for name, box in boxes.items()]
-    (tmp_path / "pixels.csv").write_text("image,person,xmin,ymin,xmax,ymax\n" + "\n".join(lines))
-    unit = {name: [value / sizes[name][place % 2] for place, value in enumerate(box)] for name, box in boxes.items()}
-    lines = [f"0.9,{name},{','.join(map(str, box))},anna" for name, box in unit.items()]
-    (tmp_path / "unit.csv").write_text("score,image,xmin_norm,ymin_norm,xmax_norm,ymax_norm,person\n" + "\n".join(lines))
-    readers = []
-    for name in ("pixels", "unit"):
-        assert main(build(photos, tmp_path / name, teacher, "--heads", tmp_path / f"{name}.csv")) == 0
-        readers.append(CacheReader(tmp_path / name))
-    assert readers[0].scenes == readers[1].scenes == 4 and readers[0].rows() == 8
-    for key in boxes:
-        for view in range(2):
-            one, other = (reader.read(key, view) for reader in readers)
-            assert np.array_equal(one.geometry, other.geometry) and np.allclose(one.boxes, other.boxes, atol=1e-6)
-            np.testing.assert_allclose(one.heatmap, other.heatmap, atol=2e-3)
-    turned, upright = (readers[0].read(key, 0) for key in ("turned.jpg", "upright.png"))
-    assert np.array_equal(turned.boxes, upright.boxes)
-    # The turned one went through JPEG once more; as stored, on its side, it would be another picture altogether.
-    assert np.abs(turned.heatmap - upright.heatmap).max() < 0.25 * np.abs(turned.heatmap - readers[0].read("a.jpg", 0).heatmap).max()
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("image,person,xmin,ymin,xmax,ymax\nphoto 0.jpg,,0.1,0.2,0.3,0.4\n", "every box lies in [0,1], where xmin,ymin,xmax,ymax are pixels"),
-        ("image,person,xmin_norm,ymin_norm,xmax_norm,ymax_norm\nphoto 0.jpg,,1,2,30,40\n", "heads.csv:2: xmax_norm is 30, not in [0,1]"),
-        ("image,person,xmin_norm,ymin_norm,xmax_norm\nphoto 0.jpg,,.1,.2,.3\n", "heads.csv:1: no column ymax_norm; the first line must be image,person,xmin_norm"),
-        ("image,person,xmin,ymin,xmax,ymax,xmin_norm\nphoto 0.jpg,,1,2,3,4,.1\n", "heads.csv:1: boxes in pixels and in [0,1] stand side by side"),
-        ("image,person,xmin_norm,ymin_norm,xmax_norm,ymax_norm\nphoto 0.jpg,,.1,left,.3,.4\n", "heads.csv:2: ymin_norm is 'left', not a finite number"),
-    ],
-)  # fmt: skip
-def test_units_are_never_guessed(text: str, message: str, tmp_path: Path, refused: Callable[[list[str]], str]) -> None:
-    (write_folder(tmp_path / "photos") / "heads.csv").write_text(text)
-    assert message in refused(build(tmp_path / "photos", tmp_path / "cache", store_teacher(tmp_path / "teacher")))
-    assert not (tmp_path / "cache").exists()
-
-
-def test_people_are_answered_for_in_pixels_whatever_the_unit(home: Home, tmp_path: Path) -> None:
-    lines = (home.photos / "heads.csv").read_text().splitlines()[1:]
-    unit = [[*fields[:2], *(str(float(value) / (64, 48)[place % 2]) for place, value in enumerate(fields[2:]))] for fields in (line.split(",") for line in lines)]
-    (tmp_path / "unit.csv").write_text("\n".join(",".join(fields) for fields in [["image", "person", "xmin_norm", "ymin_norm", "xmax_norm", "ymax_norm"], *unit]))
-    told = []
-    for number, heads in enumerate((home.photos / "heads.csv", tmp_path / "unit.csv")):
-        out = tmp_path / str(number)
-        assert main(["predict", str(home.teacher), str(home.photos), "--heads", str(heads), "--out", str(out), "--no-overlays", "--device", "cpu"]) == 0
-        told.append([json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()])
-    assert [answer["box"] for answer in told[0]] == [pytest.approx(answer["box"]) for answer in told[1]]
-    assert [answer["point"] for answer in told[0]] == [pytest.approx(answer["point"]) for answer in told[1]]
 
 
 # -- beside labelled data -----------------------------------------------------------------------------------------------
@@ -328,37 +258,6 @@ def test_pictures_of_the_validation_split_are_not_trained_on(spoilt: Home, tmp_p
     assert facts_of(run)["scenes"]["labelled"] == 15
 
 
-def test_agreement_is_measured_as_it_says(home: Home) -> None:
-    scenes = open_data(f"folder:{home.photos}", "all")
-    teacher = open_cached_teacher(str(home.own), scenes, (32, 32))
-    pool = Pool(teacher.scenes[:3], teacher.policy, teacher, exif=True)
-
-    class Replay:
-        """Answers with the cached maps themselves, shifted by ``columns``."""
-
-        input_size = (64, 64)
-
-        def __init__(self, columns: int) -> None:
-            self.columns = columns
-
-        def __call__(self, images: torch.Tensor, boxes: torch.Tensor, image_index: torch.Tensor) -> GazeOutput:
-            maps = [teacher.read(scene.key, 0).heatmap for scene in pool.scenes]
-            return GazeOutput(torch.roll(torch.from_numpy(np.concatenate(maps)), self.columns, dims=2), None)
-
-    same = TeacherAgreement([pool])(Replay(0))
-    assert same == {"kl_teacher": pytest.approx(0.0, abs=1e-5), "l2_teacher": 0.0}
-    shifted = TeacherAgreement([pool])(Replay(4))
-    kl, apart = [], []
-    for scene in pool.scenes:
-        for heatmap in teacher.read(scene.key, 0).heatmap.astype(np.float64):
-            other = np.roll(heatmap, 4, axis=1)
-            p, q = (np.exp(values) / np.exp(values).sum() for values in (heatmap, other))
-            kl.append((p * np.log(p / q)).sum())
-            (y0, x0), (y1, x1) = (np.unravel_index(values.argmax(), (32, 32)) for values in (heatmap, other))
-            apart.append(np.hypot(x1 - x0, y1 - y0) / 32)
-    assert shifted == {"kl_teacher": pytest.approx(np.mean(kl), rel=1e-4), "l2_teacher": pytest.approx(np.mean(apart), abs=1e-6)}
-
-
 # -- a student that goes on from a run ----------------------------------------------------------------------------------
 
 
@@ -488,13 +387,6 @@ def test_a_held_out_picture_is_not_fed(home: Home, tmp_path: Path, monkeypatch: 
     assert main(home.alone(tmp_path / "run", batch_size=5)) == 0
     names = {f"photo {number}.jpg" for number in range(11)}
     assert set(fed) == names - {held_out_photo(home)}
-
-
-def test_agreement_refuses_a_changed_picture(spoilt: Home) -> None:
-    teacher = open_cached_teacher(str(spoilt.own), open_data(f"folder:{spoilt.photos}", "all"), (16, 16))
-    (spoilt.photos / "photo 3.jpg").write_bytes((spoilt.photos / "photo 4.jpg").read_bytes())
-    with pytest.raises(CacheError, match=r"'photo 3\.jpg' has changed"):
-        TeacherAgreement([Pool(teacher.scenes, teacher.policy, teacher)])(make_model(CNN))
 
 
 @pytest.mark.soak
