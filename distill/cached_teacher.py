@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
 from distill.errors import ConfigurationError
+from distill.readers.opening import place_of
 from distill.scenes import Scene, SceneSet
 from distill.source import SceneSource
 from distill.views import ViewPolicy
@@ -52,6 +59,16 @@ class CachedTeacher:
         return {"cache": digests, "teacher": {"name": name, "space": self.reader.space, "members": members}, **shared}
 
 
+def resampled(maps: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """Logits ``[N,h,w]`` as float32 on a grid of ``size`` (height, width): as they are, or resampled bilinearly."""
+    there = torch.from_numpy(np.asarray(maps, dtype=np.float32))
+    if there.shape[1:] == size:
+        return there
+    if not len(there):
+        return there.new_zeros((0, *size))
+    return F.interpolate(there[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+
+
 def specs_of(cache: str) -> list[str]:
     """``A:0.6,B:0.4`` as the caches that it names."""
     return [part.strip() for part in cache.split(",") if part.strip()]
@@ -60,14 +77,31 @@ def specs_of(cache: str) -> list[str]:
 def data_of_cache(cache: str) -> str:
     """The data set that a cache was built from, where a run names none."""
     first = next(iter(specs_of(cache)), "")
-    words = shlex.split(Manifest.load(Path(first)).command) if first else []
-    if "--data" not in words[:-1]:
+    if not first:
         raise ConfigurationError("no data set is given: set data in [data], or --data PATH")
-    return words[words.index("--data") + 1]
+    return recorded_data(first, "--data")[0]
 
 
-def open_cached_teacher(cache: str, scenes: SceneSet, heatmap_size: tuple[int, int], views: int = 0) -> CachedTeacher:
-    """The cached teacher for these scenes; ``views`` 0 takes all that are there.
+def recorded_data(cache: str, option: str, instead: str = "") -> tuple[str, str]:
+    """(data set, split) that a cache was built from, as it records them; ``instead`` is where the data set is now.
+
+    :class:`ConfigurationError`, which names ``option`` as the remedy, where it is not recorded or no longer there.
+    """
+    words = shlex.split(Manifest.load(Path(cache)).command)
+    built = dict(pairwise(words))
+    spec, split = instead or built.get("--data", ""), built.get("--split", "trainval")
+    if not spec:
+        raise ConfigurationError(f"cache {cache} does not record what it was built from; say where its pictures are with {option}")
+    if not place_of(spec).exists():
+        here = "" if instead else f" (cache {cache} was built from it)"
+        raise ConfigurationError(f"{place_of(spec)} does not exist{here}; say where its pictures are now with {option} SPEC, such as folder:DIR?heads=FILE")
+    return spec, split
+
+
+def open_cached_teacher(
+    cache: str, scenes: SceneSet, heatmap_size: tuple[int, int], views: int = 0, *, option: str = "--views"
+) -> CachedTeacher:
+    """The cached teacher for these scenes; ``views`` 0 takes all that are there, and ``option`` is what sets it otherwise.
 
     Refuses a cache of another data set, changed annotations, more views than it has, and scenes that it lacks. Scenes that
     were skipped when it was built are left out, with a note.
@@ -85,10 +119,12 @@ def open_cached_teacher(cache: str, scenes: SceneSet, heatmap_size: tuple[int, i
     views = views or reader.views
     coverage = reader.covers(source.keys, views)
     if coverage.missing:
-        command = members[0].manifest.command or f"{source.mend} --out {members[0].path}"
+        # The one of several that lacks them is named: its own command adds them.
+        lacking = next((each for each in members if each.covers(source.keys, views).missing), members[0])
+        command = f"{lacking.manifest.command or source.mend} --out {lacking.path}"
         raise RunError(
             f"cache {cache} lacks {views} views of {len(coverage.missing)} of {len(source.keys)} training scenes (first: "
-            f"{coverage.missing[0]}); run `{command}` again to add them, or ask for fewer with --views"
+            f"{coverage.missing[0]}); run `{command}` again to add them, or ask for fewer with {option}"
         )
     skipped = set(coverage.skipped)
     kept = tuple(scene for scene in scenes.scenes if scene.key not in skipped)

@@ -42,7 +42,7 @@ class RunConfig:
     log_every: int = _option("run", 10, "steps between two lines of metrics.jsonl")
     tracker: str = _option("run", "auto", "auto (TensorBoard if installed), none, or names that accelerate knows: tensorboard,wandb")
     timeout_minutes: int = _option("run", 120, "how long processes wait for each other, e.g. for a validation, before they give up")
-    student: str = _option("student", "lite0_tiny", "name in the catalogue (`distill students list`)")
+    student: str = _option("student", "lite0_tiny", "name in the catalogue (`distill students list`), or a run or stored student to start from")
     student_weights: str = _option("student", "", "start from a stored student's or run's weights")
     backbone_weights: str = _option("student", "", "file with the backbone's pretrained weights (timm's names)")
     backbone_from: str = _option("student", "", "start from this teacher's backbone (same network, cut where the student is cut)")
@@ -54,6 +54,11 @@ class RunConfig:
     val_scenes: int = _option("data", 0, "validate during training on the first so many scenes (0: all)")
     cache: str = _option("data", "", "teacher cache made by `distill cache build`; several average: A:0.6,B:0.4")
     views: int = _option("data", 0, "views of each scene that are replayed from the cache (0: all that are there at the start)")
+    unlabelled: str = _option("data", "", "caches of further pictures, with head boxes and no labels, that are only distilled from: A,B")
+    unlabelled_share: float = _option("data", 0.5, "share of every batch that is unlabelled, where there are labelled scenes too")
+    unlabelled_views: int = _option("data", 0, "views of each unlabelled scene that are replayed (0: all that are there at the start)")
+    unlabelled_data: str = _option("data", "", "where the pictures of --unlabelled are, one for each (default: where they were)")
+    val_data: str = _option("data", "", "data set to choose the best student on (default: the one that is trained on)")
     batch_size: int = _option("data", 16, "pictures in a step, over all processes")
     accumulate: int = _option("data", 1, "split each step's batch into so many parts, for memory")
     workers: int = _option("data", 2, "threads that decode pictures")
@@ -89,6 +94,7 @@ class RunConfig:
                 raise ConfigurationError(f"{item.name} is {value}; give a finite number")
         for name, lowest in (
             ("batch_size", 1), ("accumulate", 1), ("workers", 1), ("log_every", 1), ("validate_every", 1), ("val_scenes", 0), ("views", 0),
+            ("unlabelled_views", 0),
             ("checkpoint_steps", 0), ("limit_steps", 0), ("weight_decay", 0), ("grad_clip_norm", 0), ("inout_weight", 0),
             ("bce_weight", 0), ("softmax_weight", 0), ("reliability", 0), ("timeout_minutes", 1), ("patience", 0), ("ema_decay", 0), ("momentum", 0),
             ("spike_window", 1),
@@ -102,6 +108,8 @@ class RunConfig:
                 f"{flags} are all set, and a student starts from one of them; keep one and empty the others (--backbone-from '')"
             )
         check_losses(self)
+        if not 0 < self.unlabelled_share < 1:
+            raise ConfigurationError(f"unlabelled_share is {self.unlabelled_share}; give a fraction between 0 and 1, such as 0.5")
         if not 0 <= self.augment <= 2:
             raise ConfigurationError(f"augment is {self.augment}; give a strength between 0 and 2")
         for name, known in (("device", ("auto", "cpu", "cuda")), ("optimizer", ("adamw", "sgd")), ("on_spike", ("warn", "hold"))):

@@ -13,6 +13,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ OK, CHANGED, ABSENT, UNCHECKED = "ok", "CHANGED", "not here", "not checked"
 class Link:
     """One link: ``what`` it is, its name, the digest that is recorded of it, and how that compares with the disk.
 
-    ``what`` is "data", "teacher", "cache", "backbone", "weights", "run" or "export". ``status`` is "ok", "CHANGED" (what is on disk is not what
+    ``what`` is "data", "teacher", "cache", "scenes", "backbone", "weights", "run" or "export". ``status`` is "ok", "CHANGED" (what is on disk is not what
     the next link was made from), "not here" (it cannot be found, so nothing was compared) or "not checked"; ``note`` says the rest.
     """
 
@@ -115,11 +116,12 @@ def _artefacts_below(path: Path) -> list[str]:
 def _data_link(spec: str, split: str, digest: str) -> Link:
     """The annotations that a run was trained on, against those that are there now."""
     from distill.readers import open_data
+    from distill.readers.opening import place_of
 
     name = f"{spec} {split}".strip()
     if not spec:
         return Link("data", name or "unnamed", digest, UNCHECKED, "it is not recorded where it was")
-    if not _place(spec).exists():
+    if not place_of(spec).exists():
         return Link("data", name, digest, ABSENT)
     try:
         found = open_data(spec, split)
@@ -128,14 +130,6 @@ def _data_link(spec: str, split: str, digest: str) -> Link:
     if found.digest() != digest:
         return Link("data", name, digest, CHANGED, f"the annotations there now have digest {found.digest()}")
     return Link("data", name, digest, OK, f"{len(found)} scenes; pictures are not opened")
-
-
-def _place(spec: str) -> Path:
-    """Where a data set's specification points: without reader and options."""
-    if Path(spec).exists():
-        return Path(spec)
-    path = re.sub(r"^[A-Za-z][\w-]+:", "", spec)
-    return Path(path if Path(path).exists() else path.partition("?")[0]).expanduser()
 
 
 # -- teacher and cache --------------------------------------------------------------------------------------------------
@@ -222,6 +216,7 @@ def _built_with(command: str) -> argparse.Namespace:
 def _cached_data_link(reader: Any, spec: str) -> Link:
     """The boxes and gaze points that a cache was built with, scene by scene, against the annotations on disk."""
     from distill.readers import open_data
+    from distill.readers.opening import place_of
     from distill.source import SceneSource
     from distill.views import ViewPolicy
     from teachers.errors import CacheError
@@ -231,7 +226,7 @@ def _cached_data_link(reader: Any, spec: str) -> Link:
     name = f"{spec or source.get('reader', 'unnamed')} {split}".strip()
     if not spec:
         return Link("data", name, "", UNCHECKED, "the cache does not record where it was")
-    if not _place(spec).exists():
+    if not place_of(spec).exists():
         return Link("data", name, "", ABSENT)
     try:
         scenes = open_data(spec, split)
@@ -254,6 +249,11 @@ def _run_links(run: Path, *, exports: bool = True) -> Iterator[Link]:
     yield _data_link(str(data.get("data", "")), str(made_of.get("split", "train")), str(made_of.get("data", "")))
     if "cache" in made_of:
         yield from _used_cache(run, str(data.get("cache", "")), made_of)
+    yield from _unlabelled(run, data, made_of)
+    scenes = _mapping(facts, "scenes")
+    if scenes.get("unlabelled"):
+        told = ", ".join(f"{count} {str(kind).replace('_', ' ')}" for kind, count in scenes.items())
+        yield Link("scenes", told, "", UNCHECKED, "as the run counted them")
     yield from _backbone(facts)
     student = run / "student"
     if not (student / "model.json").is_file():
@@ -283,6 +283,25 @@ def _used_cache(run: Path, stated: str, made_of: Mapping[str, Any]) -> Iterator[
         yield Link("cache", stated or "unnamed", str(made_of["cache"]), ABSENT)
         return
     yield from _cache_links(found, str(made_of["cache"]), data=False)
+
+
+def _unlabelled(run: Path, data: Mapping[str, Any], made_of: Mapping[str, Any]) -> Iterator[Link]:
+    """Pictures, teacher and cache of each unlabelled cache that a run learned from as well."""
+    from teachers.cache.format import MANIFEST, Manifest
+    from teachers.errors import CacheError
+
+    caches = [part.strip() for part in str(data.get("unlabelled", "")).split(",")]
+    places = [part.strip() for part in str(data.get("unlabelled_data", "")).split(",")]
+    entries = made_of.get("unlabelled")
+    for number, entry in enumerate(entries if isinstance(entries, list) else ()):
+        cache = caches[number] if number < len(caches) else ""
+        place = places[number] if number < len(places) else ""
+        found = next((each for each in (Path(cache), run.resolve().parent.parent / cache) if (each / MANIFEST).is_file()), None)
+        if found is not None and not place:
+            with suppress(CacheError):  # told of by the cache's own link
+                place = _built_with(Manifest.load(found).command).data or ""
+        yield _data_link(place, str(entry.get("split", "")), str(entry.get("data", "")))
+        yield from _used_cache(run, cache, entry)
 
 
 def _backbone(facts: Mapping[str, Any]) -> Iterator[Link]:

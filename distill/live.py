@@ -10,11 +10,12 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
+from distill.agreement import AGREEMENT
 from distill.console import Bar, duration, is_main_process, say, stderr, warn
 from schedules.plan import Plan
 from students.trainer import TERMS, Record
 
-SHOWN = ("auc", "avg_l2", "min_l2", "ap", "ema_auc", "ema_avg_l2")  # of a validation; all of it is in metrics.jsonl
+SHOWN = ("auc", "avg_l2", "min_l2", "ap", *AGREEMENT, "ema_auc", "ema_avg_l2")  # of a validation; all of it is in metrics.jsonl
 
 
 class Display(Protocol):

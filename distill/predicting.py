@@ -192,8 +192,9 @@ def gather(pictures: Sequence[Path], heads_file: Path, *, root: Path | None = No
             unreadable.append(str(error))
             continue
         scene = _in_own_pixels(scene, width, height)
-        heads = tuple(_within(head, everything[int(head.person)], width, height, heads_file, findings) for head in scene.heads)
-        kept.append(replace(scene, heads=heads))
+        given = scene.heads if scene.box_pixels else tuple(_in_pixels(head, width, height) for head in scene.heads)
+        heads = tuple(_within(head, everything[int(head.person)], width, height, heads_file, findings) for head in given)
+        kept.append(replace(scene, heads=heads, box_pixels=True))
     used = sorted(int(head.person) for scene in kept for head in scene.heads)
     if not used:
         why = f"all of its {len(everything)} rows are for other pictures" if strangers else "it has no row that can be used"
@@ -238,6 +239,12 @@ def _in_own_pixels(scene: Scene, width: int, height: int) -> Scene:
         x0, y0, x1, y1 = head.box
         heads.append(replace(head, box=(x0 * across, y0 * down, x1 * across, y1 * down)))
     return replace(scene, heads=tuple(heads), size=(width, height))
+
+
+def _in_pixels(head: Head, width: int, height: int) -> Head:
+    """A head whose box is in [0,1] with the box in pixels: answers say it in pixels, whatever the heads file said."""
+    x0, y0, x1, y1 = head.box
+    return replace(head, box=(x0 * width, y0 * height, x1 * width, y1 * height))
 
 
 def _within(head: Head, row: HeadRow, width: int, height: int, file: Path, findings: Findings) -> Head:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
+from distill.agreement import AGREEMENT
 from distill.configuration import RunConfig
 from distill.console import say, warn
 from distill.live import Display, open_display
@@ -56,6 +57,10 @@ def scalars_of(record: Record) -> dict[str, float]:
         for name, value in flat.items()
         if isinstance(value, int | float) and name != "step" and math.isfinite(value)
     }
+def scores(record: Mapping[str, Any]) -> str:
+    """What a validation measured, in one line."""
+    shown = {name: record[name] for name in ("auc", "avg_l2", "min_l2", "ap", *AGREEMENT) if name in record}
+    return "  ".join(f"{name} {'n/a' if value is None else f'{value:.4f}'}" for name, value in shown.items())
 
 
 class RunLog:

@@ -19,27 +19,29 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, set_seed
 
+from distill.agreement import AGREEMENT, TeacherAgreement
 from distill.augment import Augment
-from distill.cached_teacher import CachedTeacher, data_of_cache, open_cached_teacher
+from distill.cached_teacher import CachedTeacher, open_cached_teacher
 from distill.configuration import RunConfig
-from distill.console import warn
+from distill.console import say, warn
 from distill.errors import ConfigurationError, DataError, MissingExtraError
 from distill.evaluation import evaluate, protocol_of
 from distill.feeding import SceneBatches
 from distill.loss_options import loss_weights
 from distill.readers import open_data
-from distill.runlog import RunLog, writing
+from distill.runlog import RunLog, scores, writing
 from distill.scenes import Scene
 from distill.selection import refuse_test_selection, selection
+from distill.unlabelled import gather, has_labels, refuse_unheard, with_data
 from distill.views import ViewPolicy
 from schedules.plan import Plan, compile_plan
 from schedules.stages import Stages, discover_stages
-from students.catalogue import build_student, student_config
+from students.catalogue import build_student, stored_student, student_config
 from students.errors import RunError
 from students.options import TrainOptions
 from students.trainer import Record, Trainer
 from teachers.catalogue import load_teacher
-from teachers.model import GazeModel
+from teachers.model import GazeModel, ModelConfig
 from teachers.model_teacher import ModelTeacher
 from teachers.pretrained import load_pretrained_backbone
 from teachers.weights import load_model, load_strictly, write_atomically
@@ -104,6 +106,8 @@ def trackers(wanted: str) -> list[str] | None:
 def initial_student(config: RunConfig) -> tuple[GazeModel, dict[str, Any]]:
     """The student before its first step, and where its weights come from."""
     torch.manual_seed(config.seed)
+    if stored_at := stored_student(config.student):
+        return _whole_student(config, stored_at)
     model = build_student(student_config(config.student))
     if config.student_weights:
         stored, description = load_model(stored_model_path(Path(config.student_weights)))
@@ -117,11 +121,24 @@ def initial_student(config: RunConfig) -> tuple[GazeModel, dict[str, Any]]:
     return model, {"backbone_weights": load_pretrained_backbone(model, file)}
 
 
-def stored_student(config: RunConfig, run: Path) -> tuple[GazeModel, dict[str, Any]]:
+def resumed_student(config: RunConfig, run: Path) -> tuple[GazeModel, dict[str, Any]]:
     """The student of a run that is resumed, its weights still to come from the checkpoint, and where the first ones came from."""
     facts = json.loads((run / "config.json").read_text())["facts"]
-    origin = {name: value for name, value in facts.items() if name not in ("name", "run", "lineage")}
-    return build_student(student_config(config.student)), origin
+    origin = {name: value for name, value in facts.items() if name not in ("run", "lineage")}
+    # The run's own record of the architecture: what the student was started from may be gone, or another by now.
+    return build_student(ModelConfig.from_json(facts["model"]) if "model" in facts else student_config(config.student)), origin
+
+
+def _whole_student(config: RunConfig, stored_at: Path) -> tuple[GazeModel, dict[str, Any]]:
+    """A student that goes on from a run's or a stored one: architecture and every weight are taken from there."""
+    starts = [name for name in ("student_weights", "backbone_weights", "backbone_from", "random_backbone") if getattr(config, name)]
+    if starts:
+        raise ConfigurationError(
+            f"student is {config.student}, which brings all its weights, and {', '.join(starts)} is set too; empty it "
+            f"(--{starts[0].replace('_', '-')} ''), or name a student of the catalogue"
+        )
+    model, description = load_model(stored_at)
+    return model, {"name": description.get("name", stored_at.name), "student_weights": description["weights_digest"]}
 
 
 def take_backbone(model: GazeModel, teacher: ModelTeacher) -> dict[str, str]:
@@ -165,30 +182,41 @@ class Run:
     """One training, put together: data, cache, student, plan, trainer."""
 
     def __init__(self, config: RunConfig, *, resuming: bool = False, watch: Callable[[Record], None] | None = None) -> None:
-        if not config.data:
-            config = replace(config, data=data_of_cache(config.cache))
-        if config.best_metric not in METRICS:
-            raise ConfigurationError(f"best_metric is {config.best_metric!r}; choose one of {', '.join(METRICS)}")
+        config = with_data(config)
+        if config.best_metric not in (*METRICS, *AGREEMENT):
+            raise ConfigurationError(f"best_metric is {config.best_metric!r}; choose one of {', '.join((*METRICS, *AGREEMENT))}")
         refuse_test_selection(config)
         self.config, self.path = config, run_directory(config)
         prepare_run(config, self.path, resuming=resuming)
         self.scenes = open_data(config.data, config.train_split)
+        self.judge = self.scenes.reader  # whose pictures the student is validated on
         self.validation = self._validation_scenes()
         self.accelerator = make_accelerator(config, self.path)
         self.accelerator.wait_for_everyone()  # nobody writes before everybody has looked at the directory
         set_seed(config.seed)
-        self.model, origin = stored_student(config, self.path) if resuming else initial_student(config)
+        self.model, origin = resumed_student(config, self.path) if resuming else initial_student(config)
         teacher: CachedTeacher | None = None
-        policy, kept = ViewPolicy(seed=config.seed), self.scenes.scenes
+        policy = ViewPolicy(seed=config.seed)
         if config.cache:
             teacher = open_cached_teacher(config.cache, self.scenes, self.model.heatmap_size, config.views)
-            policy, kept = teacher.policy, teacher.scenes
-            self.config = config = replace(config, views=teacher.views)
+            policy = teacher.policy
+            config = replace(config, views=teacher.views)
             for note in teacher.notes:
                 warn(note)
+        self.material = gather(
+            config, self.scenes, teacher, self.validation, self.model.heatmap_size,
+            inout=self.model.has_inout and config.inout_weight > 0,
+        )
+        for note in self.material.notes:
+            warn(note)
+        self.validation = self.validation[: config.val_scenes or None]
+        self.agreement = TeacherAgreement(self.material.held_out, workers=config.workers)
+        best = self._best_metric()
+        self.config = config = replace(config, unlabelled_views=self.material.views, best_metric=best)
         lineage = self._lineage(teacher)
         self.batches = SceneBatches(
-            kept, policy=policy, input_size=self.model.input_size, heatmap_size=self.model.heatmap_size,
+            self.material.labelled, unlabelled=self.material.pools, unlabelled_share=config.unlabelled_share,
+            policy=policy, input_size=self.model.input_size, heatmap_size=self.model.heatmap_size,
             batch_size=config.batch_size, seed=config.seed, lineage=lineage, cache=teacher,
             augment=_augment(config.augment), target_sigma=config.target_sigma, rank=self.accelerator.process_index, world=self.accelerator.num_processes,
             workers=config.workers, exif=self.scenes.reader == "folder",
@@ -197,29 +225,33 @@ class Run:
         plan_config = config.plan_config(self.batches.steps_per_epoch)
         self.plan: Plan = compile_plan(plan_config, self.stages.blocks)
         taught = max(plan_config.weight_curve.levels()) > 0
-        if taught and teacher is None:
-            raise ConfigurationError("distill_weight is not 0 but there is no teacher: give --cache PATH, or --distill-weight 0")
+        refuse_unheard(config, self.material, taught, teacher is not None)
+        if self.material.pools:
+            say(self.material.sentence(self.batches.mixture))
         if teacher is not None and not taught:
             warn("a cache is given but distill_weight is 0: the teacher is not listened to; set --distill-weight, e.g. 1.0")
         self.facts = {
-            "name": config.student, "run": config.name, "config": config.to_json(), "lineage": lineage, "selection": selection(config), **origin
+            "name": config.student, **origin, "run": config.name, "config": config.to_json(), "model": self.model.config.to_json(),
+            "lineage": lineage, "selection": selection(config), "scenes": {**self.material.counts(), "validation": len(self.validation)},
         }
         self.log = RunLog(self.path, self.plan, self.accelerator, watch)
         self.trainer = Trainer(
             self.model, self.stages, self.plan, self.batches, self.path, self.accelerator,
             options=_train_options(config),
             weights=loss_weights(config),
-            validate=self.validate if self.validation else None, report=self.log, facts=self.facts,
+            validate=self.validate if self.validation or self.material.held_out else None, report=self.log, facts=self.facts,
         )
 
     def _validation_scenes(self) -> tuple[Scene, ...]:
         config = self.config
-        if self.scenes.reader == "folder":
-            warn("pictures without gaze labels: nothing to validate on, the newest student is kept; score it on labelled data")
+        if not config.val_data and not has_labels(self.scenes.scenes):
             return ()
-        scenes = open_data(config.data, config.val_split).scenes
+        judged = open_data(config.val_data or config.data, config.val_split)
+        if config.val_data and not has_labels(judged.scenes):
+            raise ConfigurationError(f"no head of {config.val_data} {judged.split} has a gaze label to validate on; give --val-data another data set")
+        scenes = judged.scenes
         overlap = {scene.key for scene in scenes} & {scene.key for scene in self.scenes.scenes}
-        if overlap:
+        if overlap and not config.val_data:  # another data set's pictures are told apart by their digests
             raise DataError(
                 f"{len(overlap)} scenes are in both {config.train_split} and {config.val_split} (first: {min(overlap)}); choose "
                 "splits that do not overlap"
@@ -229,31 +261,71 @@ class Run:
                 "the best student is chosen on the split 'test': what it scores there is no test result any more; give --val-split val, "
                 "or another split that is not reported"
             )
-        return scenes[: config.val_scenes] if config.val_scenes else scenes
+        self.judge = judged.reader
+        return scenes
+
+    def _best_metric(self) -> str:
+        """What the best student is chosen by; agreement with the teacher, if there are no labels to validate on."""
+        wanted, held_out = self.config.best_metric, self.material.counts()["held_out"]
+        if wanted in AGREEMENT and not held_out:
+            raise ConfigurationError(
+                f"best_metric is {wanted}, which is measured on unlabelled scenes, and there are none; choose one of {', '.join(METRICS)}"
+            )
+        if self.validation or wanted in AGREEMENT:
+            return wanted
+        if held_out:
+            say(
+                f"no labels to validate on: the best student is the one with the lowest {AGREEMENT[0]}, its divergence from the teacher on "
+                f"{held_out} scenes that are held out; --val-data DATA validates on labels"
+            )
+            return AGREEMENT[0]
+        warn("nothing to validate on: the newest student is kept; score it on labelled data, or give --val-data")
+        return wanted
 
     def _lineage(self, teacher: CachedTeacher | None) -> dict[str, Any]:
-        lineage: dict[str, Any] = {"data": self.scenes.digest(), "reader": self.scenes.reader, "split": self.config.train_split}
+        config = self.config
+        lineage: dict[str, Any] = {"data": self.scenes.digest(), "reader": self.scenes.reader, "split": config.train_split}
         if teacher is not None:
             lineage |= teacher.lineage()
+        if config.val_data:
+            lineage["labelled"] = len(self.material.labelled)  # less what is validated on
+        if self.material.lineage:
+            lineage["unlabelled"] = [dict(entry) for entry in self.material.lineage]
         return lineage
 
     def validate(self, model: GazeModel) -> Mapping[str, float | None]:
-        """Metrics of the student on the validation scenes."""
+        """Metrics of the student on the validation scenes, and its agreement with the teacher on what is held out."""
         from dataclasses import asdict
 
-        result = evaluate(
-            model, self.validation, protocol=protocol_of(self.scenes.reader), device=str(self.accelerator.device),
-            workers=self.config.workers, exif=self.scenes.reader == "folder",
-        )
-        return asdict(result.metrics)
+        device = str(self.accelerator.device)
+        metrics: dict[str, float | None] = {}
+        if self.validation:
+            result = evaluate(
+                model, self.validation, protocol=protocol_of(self.judge), device=device, workers=self.config.workers,
+                exif=self.judge == "folder",
+            )
+            metrics = asdict(result.metrics)
+        if self.material.held_out:
+            metrics |= self.agreement(model, device)
+        return metrics
 
     def start(self) -> Record:
         """Write the resolved configuration and the plan, then train to the end."""
         if self.accelerator.is_main_process:
+            if stored_student(self.config.student):
+                self._say_before()
             self._write(self.config.to_json(), {key: value for key, value in self.facts.items() if key != "config"})
         self.accelerator.wait_for_everyone()
         self.log.begin(self.config)
         return self._finish()
+
+    def _say_before(self) -> None:
+        """What a student that goes on from a run scores before its first step: whether training was worth it is read against that."""
+        self.model.eval()
+        with torch.inference_mode():
+            self.facts["before"] = dict(self.validate(self.model))
+        if self.facts["before"]:
+            say(f"before training: {scores(self.facts['before'])}")
 
     def resume(self) -> Record:
         """Go on from the newest intact checkpoint; lines of metrics past it are cut off."""

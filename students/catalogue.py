@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from teachers.errors import UnknownModelError
 from teachers.model import HALF, GazeModel, ModelConfig
+from teachers.weights import read_description
 
 # The rates of drop-path are zero in the smallest students: they are never the ones that overfit.
 STUDENTS: dict[str, ModelConfig] = {
@@ -30,11 +32,19 @@ STUDENTS: dict[str, ModelConfig] = {
 }
 
 
+def stored_student(name: str) -> Path | None:
+    """The directory of the stored student (or of a run's best one) that ``name`` is, if it is no name of the catalogue."""
+    if not name or name in STUDENTS:
+        return None
+    return next((folder for folder in (Path(name) / "student", Path(name)) if (folder / "model.json").is_file()), None)
+
+
 def student_config(name: str, *, inout: str | None = None) -> ModelConfig:
-    """The description of student ``name``; an unknown name is an error that offers the nearest ones."""
-    if name not in STUDENTS:
-        raise UnknownModelError.of("student", name, STUDENTS, "`distill students list` lists them all")
-    config = STUDENTS[name]
+    """The description of student ``name``, of the catalogue or stored; an unknown name is an error that offers the nearest ones."""
+    stored = stored_student(name)
+    if stored is None and name not in STUDENTS:
+        raise UnknownModelError.of("student", name, STUDENTS, "`distill students list` lists them all, and a run may be given too")
+    config = STUDENTS[name] if stored is None else ModelConfig.from_json(read_description(stored)["config"])
     return config if inout is None else replace(config, inout=inout)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from fixtures import write_folder
 from training_world import TINY, World, cache_arguments, make_world, store_teacher
 
 from distill.cli import main
@@ -153,6 +154,17 @@ def test_a_run_killed_before_its_first_step_is_resumed_too(world: World, trainin
     trainings.kill(world.arguments(run, checkpoint_steps=3), "thaw:1")
     trainings.finish(["train", "--resume", str(run)])
     assert_same_run(finished, run)
+
+
+def test_a_killed_run_on_labelled_and_unlabelled_scenes_resumes_to_the_bit(world: World, trainings: Trainings, tmp_path: Path) -> None:
+    photos, own = write_folder(tmp_path / "photos", 9), tmp_path / "own"
+    assert main(["cache", "build", "--images", str(photos), "--teacher", str(world.teacher), "--out", str(own), "--views", "2", "--device", "cpu"]) == 0
+    options: dict[str, Any] = {"unlabelled": own, "batch_size": 8, "epochs": 2, "checkpoint_steps": 3}
+    calm, run = tmp_path / "calm", tmp_path / "run"
+    assert main(world.arguments(calm, **options)) == 0
+    trainings.kill(world.arguments(run, **options), "step:7")
+    trainings.finish(["train", "--resume", str(run)])
+    assert_same_run(calm, run)
 
 
 @pytest.mark.soak

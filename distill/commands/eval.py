@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
 
     home = next((Path(m) for m in options.models if (Path(m) / "config.json").is_file()), None)
     config, facts = saved_configuration(home) if home else (None, {})
-    data = options.data or (config.data if config else "")
+    data = options.data or ((config.val_data or config.data) if config else "")
     split = options.split or (config.val_split if config and not options.data else "test" if options.data else "val")
     if not data:
         raise ConfigurationError("no data set is given and no run to take it from: add --data PATH")

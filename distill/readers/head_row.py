@@ -11,7 +11,7 @@ COLUMNS = ("image", "person", "xmin", "ymin", "xmax", "ymax")
 
 @dataclass(frozen=True, slots=True)
 class HeadRow:
-    """``box`` is xyxy in pixels with its corners in order, ``image`` the picture's path or name, ``person`` may be empty.
+    """``box`` is xyxy with its corners in order, in ``pixels`` or else in [0,1], ``image`` the picture's path or name, ``person`` may be empty.
 
     ``place`` is where the row stands, for messages: ``heads.csv:5``. ``size`` is the (width, height) that the file states for the picture
     and counts the box's pixels in; None where it states none, and the picture's own size counts.
@@ -22,3 +22,4 @@ class HeadRow:
     box: Box
     place: str
     size: tuple[int, int] | None = None
+    pixels: bool = True

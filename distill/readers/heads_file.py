@@ -2,7 +2,12 @@
 
 The first line names the columns, in any order; more columns are allowed and not read. ``image`` is a path: absolute,
 relative to the heads file or to a picture folder, or the bare name of a given picture. ``person`` may be empty and is
-then the head's number within its picture. A file that ends in ``.json`` is read by :mod:`distill.readers.coco_heads`.
+then the head's number within its picture. Boxes count the pixels of the picture held upright, as every viewer shows it.
+
+Boxes in [0,1] of the picture's sides have columns ``xmin_norm,ymin_norm,xmax_norm,ymax_norm`` instead. The unit is never
+guessed from the values; a file of pixels whose every value lies in [0,1] is refused, as it can hardly be meant.
+
+A file that ends in ``.json`` is read by :mod:`distill.readers.coco_heads`.
 """
 
 from __future__ import annotations
@@ -19,12 +24,14 @@ from distill.readers.findings import Findings
 from distill.readers.head_row import COLUMNS, HeadRow
 from distill.scenes import Box, Head, Scene
 
+NORMALISED = (*COLUMNS[:2], *(f"{name}_norm" for name in COLUMNS[2:]))
+
 
 def read_heads_file(file: Path, findings: Findings, category: str = "") -> list[HeadRow]:
     """All rows in the file's order. Reversed boxes are put right and exact repetitions dropped, as findings.
 
     ``category`` names the heads' category of a COCO file. Raises :class:`HeadsError` that names the line for a missing column, a field that
-    is no finite number, or a box without area.
+    is no finite number, a box without area, or one in [0,1] whose values are not.
     """
     if not file.is_file():
         raise HeadsError(f"heads file {file} does not exist; check the path, or write one with {','.join(COLUMNS)}")
@@ -36,27 +43,40 @@ def read_heads_file(file: Path, findings: Findings, category: str = "") -> list[
         lines = csv.reader(stream, skipinitialspace=True)
         try:
             header = [name.strip().lower() for name in next(lines, [])]
-            missing = [name for name in COLUMNS if name not in header]
-            if missing:
-                raise HeadsError(
-                    f"{file}:1: no column {', '.join(missing)}; the first line must be {','.join(COLUMNS)}"
-                )
-            where = [header.index(name) for name in COLUMNS]
+            columns = _columns(header, file)
+            where = [header.index(name) for name in columns]
             rows: dict[tuple[str, str, Box], HeadRow] = {}
             for fields in lines:
                 if not any(field.strip() for field in fields):
                     continue
-                row = _row(fields, where, file, lines.line_num, findings)
+                row = _row(fields, where, columns, file, lines.line_num, findings)
                 if (row.image, row.person, row.box) in rows:
                     findings.add("duplicate row", f"{row.place}: {row.image}", "row dropped")
                     continue
                 rows[row.image, row.person, row.box] = row
         except (csv.Error, UnicodeDecodeError) as error:
             raise HeadsError(f"{file}:{lines.line_num}: not comma separated text ({error}); save it as CSV") from None
+    if rows and columns is COLUMNS and all(0.0 <= value <= 1.0 for row in rows.values() for value in row.box):
+        raise HeadsError(
+            f"{file}: every box lies in [0,1], where {','.join(COLUMNS[2:])} are pixels; if these are fractions of the picture's sides, name "
+            f"the columns {','.join(NORMALISED[2:])}"
+        )
     return list(rows.values())
 
 
-def _row(fields: list[str], where: list[int], file: Path, line: int, findings: Findings) -> HeadRow:
+def _columns(header: list[str], file: Path) -> tuple[str, ...]:
+    """The columns to read: the boxes' in pixels or in [0,1], whichever are there."""
+    some = [columns for columns in (COLUMNS, NORMALISED) if any(name in header for name in columns[2:])]
+    if len(some) == 2:
+        raise HeadsError(f"{file}:1: boxes in pixels and in [0,1] stand side by side; leave one kind of columns out")
+    columns = some[0] if some else COLUMNS
+    missing = [name for name in columns if name not in header]
+    if missing:
+        raise HeadsError(f"{file}:1: no column {', '.join(missing)}; the first line must be {','.join(columns)}")
+    return columns
+
+
+def _row(fields: list[str], where: list[int], columns: tuple[str, ...], file: Path, line: int, findings: Findings) -> HeadRow:
     if len(fields) <= max(where):
         raise HeadsError(
             f"{file}:{line}: {len(fields)} columns where {max(where) + 1} are expected; complete or delete the line"
@@ -65,14 +85,21 @@ def _row(fields: list[str], where: list[int], file: Path, line: int, findings: F
     if not image:
         raise HeadsError(f"{file}:{line}: the image is not named; complete or delete the line")
     values = []
-    for name, index in zip(COLUMNS[2:], where[2:], strict=True):
+    pixels = columns is COLUMNS
+    unit = "in pixels" if pixels else "in [0,1]"
+    for name, index in zip(columns[2:], where[2:], strict=True):
         try:
             value = float(fields[index])
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
             raise HeadsError(
-                f"{file}:{line}: {name} is {fields[index]!r}, not a finite number; give the box's corners in pixels"
+                f"{file}:{line}: {name} is {fields[index]!r}, not a finite number; give the box's corners {unit}"
+            )
+        # A detector's box may go over the edge, and is clamped to the picture; a pixel is no fraction.
+        if not pixels and not -1.0 <= value <= 2.0:
+            raise HeadsError(
+                f"{file}:{line}: {name} is {value:g}, not in [0,1]; give fractions of the picture's sides, or pixels as {','.join(COLUMNS[2:])}"
             )
         values.append(value)
     x0, y0, x1, y1 = values
@@ -81,7 +108,7 @@ def _row(fields: list[str], where: list[int], file: Path, line: int, findings: F
         x0, x1, y0, y1 = min(x0, x1), max(x0, x1), min(y0, y1), max(y0, y1)
     if x0 == x1 or y0 == y1:
         raise HeadsError(f"{file}:{line}: the box {x0:g}, {y0:g}, {x1:g}, {y1:g} has no area; correct or delete the line")
-    return HeadRow(image.replace("\\", "/"), person, (x0, y0, x1, y1), f"{file.name}:{line}")
+    return HeadRow(image.replace("\\", "/"), person, (x0, y0, x1, y1), f"{file.name}:{line}", pixels=pixels)
 
 
 def assign_heads(
@@ -110,11 +137,12 @@ def assign_heads(
             sizes[picture] = row.size
             found.append(Head(row.box, person=row.person or str(len(found))))
     scenes = []
+    pixels = all(row.pixels for row in rows)  # a file has one unit
     for picture in pictures:
         if picture in heads:
             key = picture.relative_to(root) if root else picture
             found = heads.pop(picture)
-            scenes.append(Scene(key.as_posix(), picture, tuple(found), sizes[picture], box_pixels=True, point_pixels=True))
+            scenes.append(Scene(key.as_posix(), picture, tuple(found), sizes[picture], box_pixels=pixels, point_pixels=True))
     return scenes, strangers
 
 

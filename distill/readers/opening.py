@@ -116,6 +116,14 @@ def _resolve(spec: str | Path) -> tuple[Reader, Path, dict[str, str]]:
     return reader, path, options
 
 
+def place_of(spec: str) -> Path:
+    """Where a specification points, without its reader and options; nothing is opened, and it may not exist."""
+    if Path(spec).exists():
+        return Path(spec)
+    path = re.sub(r"^[A-Za-z][\w-]+:", "", spec)
+    return Path(path if Path(path).exists() else path.partition("?")[0]).expanduser()
+
+
 def _split_options(text: str) -> tuple[Path, dict[str, str]]:
     path, mark, query = text.rpartition("?")
     # A question mark in a folder's name is not the start of options.

@@ -26,8 +26,8 @@ class Around:
 def training_charts(run: RunRecord) -> list[Chart]:
     """Losses, validation and gradients, from what the trainer recorded; a chart without values is left out."""
     task = [
-        _steps(run, "heatmap", "heatmap"),
-        _steps(run, "inout", "in/out"),
+        _steps(run, "heatmap", "heatmap", unless_zero=True),
+        _steps(run, "inout", "in/out", unless_zero=True),
         _steps(run, "spatial", "spatial", unless_zero=True),
     ]
     kd = [
@@ -44,6 +44,11 @@ def training_charts(run: RunRecord) -> list[Chart]:
             "Validation AUC and AP",
             "Heatmap AUC over in-frame heads, average precision of in/out; higher is better.",
             [_validation(run, "auc", "AUC"), _validation(run, "ap", "AP in/out")],
+        ),
+        Chart(
+            "Agreement with the teacher",
+            "Divergence of the student's heatmaps from the teacher's on unlabelled scenes that are held out, in nats; lower is better.",
+            [_validation(run, "kl_teacher", "KL at T=1")],
         ),
         Chart(
             "Total loss",

@@ -68,6 +68,12 @@ def _lead(run: RunRecord) -> str:
     rates = [rate for r in run.epochs if (rate := number(r, "images_per_s"))]
     if rates:
         words += f", {sorted(rates)[len(rates) // 2]:.0f} images per second"
+    facts = run.config.get("facts")
+    scenes = facts.get("scenes") if isinstance(facts, dict) else None
+    if isinstance(scenes, dict) and scenes.get("unlabelled"):
+        words += f"; {scenes.get('labelled')} labelled and {scenes['unlabelled']} unlabelled scenes"
+        if scenes.get("held_out"):
+            words += f", {scenes['held_out']} more held out for agreement with the teacher"
     return escape(words) + "."
 
 
@@ -231,7 +237,10 @@ def _validation_table(run: RunRecord) -> str:
         ("avg_l2_mean_of", "avg L2 (mean of)"),
         ("min_l2", "min L2"),
         ("ap", "AP in/out"),
+        ("kl_teacher", "KL from the teacher"),
+        ("l2_teacher", "L2 from the teacher"),
     ]
+    keys = [(key, title) for key, title in keys if any(number(record, key) is not None for record in run.validations)]
     lines = []
     for record in run.validations:
         cells = "".join(f"<td>{number_cell(number(record, key), 4)}</td>" for key, _ in keys)
