@@ -48,7 +48,8 @@ def events(record: Record, plan: Plan) -> list[tuple[bool, str]]:
             f"{record['steps']} steps after"
         ))]
     if kind == "spike":
-        after = "none is left" if record["next_thaw"] is None else f"due at epoch {record['next_thaw']}"
+        due, epochs = record["next_thaw"], plan.config.epochs
+        after = "none is left" if due is None else f"due at epoch {due}{f', beyond the {epochs} of this run' if due >= epochs else ''}"
         held = f"the next thaw is held by one interval ({after})" if record["held"] else f"the next thaw: {after}"
         return [(True, (
             f"step {record['step']}: loss {record['loss']:.4g} is above {record['factor']:g} times the {record['before']:.4g} before the "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from students.errors import TrainingError
@@ -20,7 +20,7 @@ class Choice:
     patience: int = 0
     best: float | None = None
     best_step: int = 0
-    stale: int = field(default=0)
+    stale: int = 0
 
     def better(self, value: float, than: float | None) -> bool:
         """Whether ``value`` is strictly better."""

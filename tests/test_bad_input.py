@@ -226,6 +226,13 @@ def test_a_cache_of_other_scenes_or_a_damaged_one(world: World, refused: Refusal
     assert shard.name in refused(*world.arguments(tmp_path / "run"), new="run/")
 
 
+def test_choosing_the_best_student_on_the_test_split_is_said(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split, said in (("val", 0), ("test", 1)):
+        assert main(world.arguments(tmp_path / split, val_split=split, limit_steps=1)) == 0
+        warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: the best student is chosen on the split 'test'")]
+        assert len(warnings) == said
+
+
 def test_a_distillation_weight_without_a_teacher(world: World, refused: Refusals, tmp_path: Path) -> None:
     assert "give --cache PATH, or --distill-weight 0" in refused(*world.arguments(tmp_path / "run", cache=None))
     assert "no data set is given: set data in [data], or --data PATH" in refused("train", "--epochs", "1", "--name", "run", "--runs", tmp_path)

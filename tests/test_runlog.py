@@ -51,7 +51,7 @@ def test_what_is_told_for_good(told: tuple[Plan, list[Record]]) -> None:
     assert not texts[-1].endswith("(best so far)") and len(texts) == 3 + 3 + 2
     ((warning, text),) = events(SPIKED, plan)
     assert warning and text == (
-        f"step 4: loss 9.25 is above 2 times the 2.5 before the thaw of epoch 1: {SPIKE}; the next thaw is held by one interval (due at epoch 5)"
+        f"step 4: loss 9.25 is above 2 times the 2.5 before the thaw of epoch 1: {SPIKE}; the next thaw is held by one interval (due at epoch 5, beyond the 3 of this run)"
     )
     ((_, text),) = events({**SPIKED, "held": False, "next_thaw": None}, plan)
     assert text.endswith("; the next thaw: none is left")
