@@ -15,15 +15,17 @@ import torch
 
 from distill.cases import pick_cases
 from distill.console import progress
-from distill.datacheck_baselines import score_baselines
+from distill.datacheck_baselines import BaselineRow, score_baselines
 from distill.evaluation import Evaluation, GazeFunction, SceneAnswer, answers, evaluate, protocol_of
 from distill.metrics import predicted_point, sigmoid
+from distill.metrics.bootstrap import RESAMPLES
 from distill.overlay import Person, Style, overlay
 from distill.picture_sizes import SizeMemory
 from distill.pictures import load_picture
 from distill.report.facts import ModelRow
 from distill.report.gallery import GalleryItem
 from distill.scenes import IN, Scene, SceneSet
+from distill.scorecard import model_digest
 from distill.views import IDENTITY
 
 TIMED_SCENES = 20  # pictures that the milliseconds are a median over: enough for two digits, done in seconds
@@ -38,13 +40,23 @@ class Contender:
     model: GazeFunction
     parameters: int | None = None
     megabytes: float | None = None
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The table's ``rows``, and what is behind them: the ``evaluations`` of the contenders in their order, and the ``baselines``."""
+
+    rows: list[ModelRow]
+    evaluations: list[Evaluation]
+    baselines: tuple[BaselineRow, ...]
 
 
 def contender(spec: str, role: str, model: GazeFunction, name: str) -> Contender:
     """A :class:`Contender` for what :func:`distill.predicting.load_gaze` gave, with its size read from model and disk."""
     inner = getattr(model, "model", None)
     parameters = sum(p.numel() for p in inner.parameters()) if isinstance(inner, torch.nn.Module) else None
-    return Contender(name, role, model, parameters, _megabytes(spec))
+    return Contender(name, role, model, parameters, _megabytes(spec), model_digest(spec, model))
 
 
 def _megabytes(spec: str) -> float | None:
@@ -86,30 +98,43 @@ def machine() -> str:
 
 
 def compare(
-    contenders: Sequence[Contender], scenes: SceneSet, *, training: SceneSet | None, device: str = "cpu", limit: int = 0
-) -> tuple[list[ModelRow], dict[str, Evaluation]]:
-    """Rows for the baselines (where ``training`` scenes are given for the head-position prior) and every contender."""
-    protocol, exif = protocol_of(scenes.reader), scenes.reader == "folder"
+    contenders: Sequence[Contender],
+    scenes: SceneSet,
+    *,
+    training: SceneSet | None,
+    device: str = "cpu",
+    limit: int = 0,
+    protocol: str = "",
+    resamples: int = RESAMPLES,
+) -> Comparison:
+    """Rows for the baselines (where ``training`` scenes are given for the head-position prior) and every contender.
+
+    ``protocol`` is the AUC's, by default that of the data set's own tables; ``resamples`` make the baselines' intervals (0: none).
+    """
+    protocol, exif = protocol or protocol_of(scenes.reader), scenes.reader == "folder"
     chosen = scenes.scenes[:limit] if limit else scenes.scenes
-    rows = []
+    rows: list[ModelRow] = []
+    scored: tuple[BaselineRow, ...] = ()
     if training is not None:
         with SizeMemory(scenes.root) as sizes:
-            baselines = score_baselines(replace(scenes, scenes=chosen), training, sizes, (), 10**9)
-        for row in baselines.rows if baselines else ():
-            if row.metrics is not None and row.name in ("centre", "head-position prior"):
-                rows.append(ModelRow(row.name, "baseline", **_scores(row.metrics)))
-    results = {}
+            baselines = score_baselines(
+                replace(scenes, scenes=chosen), training, sizes, (), 10**9,
+                protocol=protocol, only=("centre", "head-position prior"), resamples=resamples,  # type: ignore[arg-type]
+            )
+        scored = tuple(row for row in baselines.rows if row.metrics is not None) if baselines else ()
+        rows += [ModelRow(row.name, "baseline", **_scores(row.metrics)) for row in scored]
+    results = []
     for entry in contenders:
         with progress(f"Evaluating {entry.name}", total=len(chosen), unit="pictures") as bar:
             result = evaluate(entry.model, chosen, protocol=protocol, device=device, exif=exif, advance=bar.update)
-        results[entry.name] = result
+        results.append(result)
         rows.append(
             ModelRow(
                 entry.name, entry.role, entry.parameters, entry.megabytes, milliseconds(entry.model, chosen, device, exif=exif),
                 **_scores(result.metrics),
             )
         )
-    return rows, results
+    return Comparison(rows, results, scored)
 
 
 def _scores(metrics: Any) -> dict[str, Any]:

@@ -28,8 +28,8 @@ CHECK_DESCRIPTION = """\
 Say what is in a data set, what is wrong with it, and what no model at all scores on it.
 
 Every picture is opened once. Each defect has a name, a count, an example, and what is done about it when the data set is
-used. The rows without a model (centre, fixed bias, the mean gaze of the 50 training heads nearest in position, saliency) are
-scored on the validation split, or on the test split where there is no other: a model that does not beat them has
+used. The rows without a model (random, centre, fixed bias, the mean gaze of the 50 training heads nearest in position, saliency, one annotator
+judged by the others) are scored, with intervals, on the validation split, or on the test split where there is no other: a model that does not beat them has
 learnt nothing. The data set is never changed.
 """
 
@@ -202,22 +202,26 @@ def _check_tables(report: DataReport) -> list[Table | str]:
 
 def _baselines_table(baselines: Baselines) -> Table:
     from distill.console import table
+    from distill.score_tables import NAMES, with_interval
 
+    names = ("auc", "avg_l2", "avg_l2_mean_of", "min_l2", "angle")
     rows = []
     for row in baselines.rows:
         found = row.metrics
         if found is None:
-            rows.append([row.name, *["n/a"] * 4, row.reason])
+            rows.append([row.name, *["n/a"] * len(names), row.reason])
         else:
-            values = (found.auc, found.avg_l2, found.avg_l2_mean_of, found.min_l2)
-            rows.append([row.name, *("n/a" if value is None else f"{value:.3f}" for value in values), ""])
+            rows.append([row.name, *(with_interval(name, found, row.intervals) for name in names), row.reason])
     of = f"all {baselines.of:,}" if baselines.heads == baselines.of else f"{baselines.heads:,} of {baselines.of:,}"
     auc = {"vat": "VideoAttentionTarget's AUC", "gazefollow": "GazeFollow's AUC"}[baselines.protocol]
-    columns = ["row", "AUC", "avg L2", "avg L2 (mean of)", "min L2", ""]
+    columns = ["row", *(NAMES[name] for name in names), ""]
     if not any(row.reason for row in baselines.rows):
         columns, rows = columns[:-1], [row[:-1] for row in rows]
     result = table(f"Without a model, on {baselines.split}", columns, rows)
-    result.caption = f"{of} in-frame heads; {auc}; fixed bias and prior from {baselines.prior_heads:,} training heads"
+    result.caption = (
+        f"{of} in-frame heads; {auc}; fixed bias and prior from {baselines.prior_heads:,} training heads; mean-of: the mean of the distances to "
+        "the annotators; below, 95 % intervals by scene"
+    )
     result.caption_justify = "left"
     return result
 

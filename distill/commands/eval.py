@@ -13,6 +13,8 @@ examples:
   distill eval runs/a runs/a/exports/student.onnx demo
   distill eval demo --data vat:/path --save-predictions demo.npz
   distill eval demo.npz theirs.npz --data vat:/path             answers from files, see docs/data.md
+  distill eval runs/a --paired runs/b --data vat:/path          is the difference real?
+  distill eval runs/a --detail --markdown results.md            slices and calibration of in/out as well
 """
 
 
@@ -22,7 +24,8 @@ def register(subparsers: Any) -> None:
         "eval",
         help="score models: AUC, avg L2, min L2, in/out AP",
         description="Score runs, exported files and teachers on one set of scenes, with the centre and the head-position prior "
-        "beside them. The first run given gets eval.json and a gallery, which `distill report` shows.",
+        "beside them, and intervals by resampling scenes (of video: clips). The first run given gets eval.json and a gallery, which "
+        "`distill report` shows. docs/metrics.md says what each number is.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -31,6 +34,14 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--split", default="", help="split to score on (default: the first run's validation split; with --data: test)")
     parser.add_argument("--teacher", default="", metavar="NAME", help="score this teacher too (default: the run's own, if it is here)")
     parser.add_argument("--scenes", type=int, default=0, metavar="N", help="only the first N scenes (default: all)")
+    parser.add_argument(
+        "--protocol", choices=("gazefollow", "gazefollow64", "vat"), help="which AUC (default: the one of the data set's own tables)"
+    )
+    parser.add_argument("--paired", default="", metavar="OTHER", help="score OTHER too, and every model's difference to it on the same heads")
+    parser.add_argument("--resamples", type=int, default=1000, metavar="N", help="resamples behind every interval (default: 1000; 0: no intervals)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the resamples (default: 0)")
+    parser.add_argument("--detail", action="store_true", help="print slices and the calibration of in/out (JSON and Markdown have them anyway)")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write every table to FILE as Markdown")
     parser.add_argument("--gallery", type=int, default=9, metavar="N", help="cases drawn for the report (default: 9; 0: none)")
     parser.add_argument("--save-predictions", type=Path, metavar="FILE", help="keep the first model's answers, to be scored again: .npz")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -40,17 +51,26 @@ def register(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Score and show; writes ``eval.json`` and ``gallery/`` into the first run."""
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
+
+    from rich.markup import escape
 
     from distill.comparing import compare, contender, gallery, machine, table_rows
-    from distill.console import print_json, print_result, table
+    from distill.console import print_json, print_result, say, table, warn
     from distill.errors import ConfigurationError
+    from distill.evaluation import protocol_of
     from distill.predicting import load_gaze, resolve_device
     from distill.predictions import RecordedModel
     from distill.readers import open_data
     from distill.report.facts import save_rows
     from distill.report.gallery import save_gallery
+    from distill.score_tables import flag_lines, markdown, rendered, sheets
+    from distill.scorecard import Card, Scorecards, pair_up
 
+    if options.resamples and options.resamples < 100:
+        raise ConfigurationError(f"--resamples is {options.resamples}; an interval wants 100 or more, 0 makes none")
+    if options.paired and not options.resamples:
+        raise ConfigurationError("--paired needs intervals: leave --resamples at 1000, or give it 100 or more")
     home = next((Path(m) for m in options.models if (Path(m) / "config.json").is_file()), None)
     config, facts = saved_configuration(home) if home else (None, {})
     data = options.data or ((config.val_data or config.data) if config else "")
@@ -58,33 +78,69 @@ def run(options: argparse.Namespace) -> int:
     if not data:
         raise ConfigurationError("no data set is given and no run to take it from: add --data PATH")
     device = resolve_device(options.device)
-    contenders = []
+    contenders: list[Any] = []
+    specs: list[str] = []
     teacher = None
     names = [options.teacher] if options.teacher else own_teacher(facts)
-    for name in names:
-        model, shown = load_gaze(name, options.device)
-        teacher = model
-        contenders.append(contender(name, "teacher", model, shown))
-    for spec in options.models:
-        if spec not in names:
-            model, shown = load_gaze(spec, options.device)
-            if options.save_predictions is not None and spec == options.models[0]:
-                model = RecordedModel(model, options.save_predictions, shown)
-            contenders.append(contender(spec, "student", model, shown))
+    for spec in [*names, *options.models, *([options.paired] if options.paired else [])]:
+        if spec in specs:
+            continue
+        model, shown = load_gaze(spec, options.device)
+        if spec in names:
+            teacher, role, shown = model, "teacher", spec
+        else:
+            role = "student"
+        if options.save_predictions is not None and spec == options.models[0]:
+            model = RecordedModel(model, options.save_predictions, shown)
+        # Two runs of one name in two places would be one row.
+        contenders.append(contender(spec, role, model, spec if shown in [each.name for each in contenders] else shown))
+        specs.append(spec)
+    if options.paired and len(specs) == 1:
+        raise ConfigurationError(f"{options.paired} has nothing to be compared with; give another model: distill eval MODEL --paired {options.paired}")
     scenes = open_data(data, split)
     training = _prior_scenes(data, scenes.reader, split)
-    rows, _ = compare(contenders, scenes, training=training, device=device, limit=options.scenes)
+    protocol = options.protocol or protocol_of(scenes.reader)
+    found = compare(
+        contenders, scenes, training=training, device=device, limit=options.scenes, protocol=protocol, resamples=options.resamples
+    )
     chosen = scenes.scenes[: options.scenes] if options.scenes else scenes.scenes
+    named = [(entry.name, result.rows) for entry, result in zip(contenders, found.evaluations, strict=True)]
+    cards = [Card(row.name, "baseline", row.metrics, row.intervals) for row in found.baselines if row.metrics is not None]
+    cards += [
+        Card.of(entry.name, entry.role, result.rows, digest=entry.digest, resamples=options.resamples, seed=options.seed)
+        for entry, result in zip(contenders, found.evaluations, strict=True)
+    ]
+    other = contenders[specs.index(options.paired)].name if options.paired else ""
+    pairs = pair_up(named, other, resamples=options.resamples, seed=options.seed) if options.paired else ()
+    results = Scorecards(
+        tuple(cards), pairs, data, split, len(chosen), scenes.reader, protocol, replace(scenes, scenes=chosen).digest(),
+        options.resamples, options.seed, "clips" if any(scene.group for scene in chosen) else "scenes",
+    )
+    rows = found.rows
     if home is not None:
-        save_rows(home, rows, data=f"{len(chosen)} scenes of {data}, split {split}", machine=machine())
+        save_rows(home, rows, data=f"{len(chosen)} scenes of {data}, split {split}", machine=machine(), details=results.facts())
         if options.gallery:
             student, _ = load_gaze(str(home), options.device)
             save_gallery(home, gallery(chosen, student, teacher, options.gallery, device, exif=scenes.reader == "folder"))
+    columns, cells = table_rows(rows)
+    if options.markdown is not None:
+        options.markdown.parent.mkdir(parents=True, exist_ok=True)
+        options.markdown.write_text(markdown(results, (columns, cells), machine()), encoding="utf-8")
     if options.json:
-        print_json({"data": data, "split": split, "scenes": len(chosen), "machine": machine(), "rows": [asdict(row) for row in rows]})
+        facts = {"data": data, "split": split, "scenes": len(chosen), "machine": machine(), "rows": [asdict(row) for row in rows]}
+        print_json({**results.facts(), **facts})
     else:
-        columns, cells = table_rows(rows)
         print_result(table(f"{data}, split {split}, {len(chosen)} scenes", columns, cells, left=2))
+        for sheet in sheets(results, detail=options.detail):
+            print_result(rendered(sheet))
+        for line in results.provenance():
+            print_result(escape(line))
+        for entry in contenders:
+            print_result(escape(f"{entry.name}: checkpoint {entry.digest or 'without a digest'}"))
+    for line in flag_lines(results):
+        warn(line)
+    if options.markdown is not None:
+        say(f"tables: {options.markdown}")
     return 0
 
 

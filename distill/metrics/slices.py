@@ -51,21 +51,22 @@ def _cuts(rows: HeadRows) -> Iterator[tuple[str, str, np.ndarray]]:
     for name, which in _between(rows.head_size, HEAD_SIZES):
         yield "head height", name, which
     for name, which in _between(rows.distance, DISTANCES):
-        yield "target distance", name, which
+        yield "distance", name, which
     people = np.where(rows.people > 0, rows.people.astype(np.float64), np.nan)
     for name, which in _between(people, PEOPLE, whole=True):
         yield "people", name, which
-    yield "gaze", "in the frame", rows.inout == IN
-    yield "gaze", "out of the frame", rows.inout == OUT
+    yield "gaze", "in", rows.inout == IN
+    yield "gaze", "out", rows.inout == OUT
 
 
 def _between(values: np.ndarray, limits: tuple[float, ...], *, whole: bool = False) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and masks of [0, l0), [l0, l1), ..., [ln, ∞); NaN is in none."""
+    """Names and masks (``whole`` numbers by their last) of [0, l0), [l0, l1), ..., [ln, ∞); NaN is in none."""
     edges = (-np.inf, *limits, np.inf)
     for low, high in pairwise(edges):
-        if whole:
-            last = high - 1
-            name = f"{low:g} or more" if np.isinf(high) else f"{last:g}" if np.isinf(low) or low == last else f"{low:g} to {last:g}"
+        if np.isinf(high):
+            name = f"≥ {low:g}"
+        elif whole:
+            name = f"{high - 1:g}" if np.isinf(low) or high - low == 1 else f"{low:g}–{high - 1:g}"
         else:
-            name = f"under {high:g}" if np.isinf(low) else f"{low:g} and more" if np.isinf(high) else f"{low:g} to {high:g}"
+            name = f"< {high:g}" if np.isinf(low) else f"{low:g}–{high:g}"
         yield name, (values >= low) & (values < high)

@@ -4,7 +4,7 @@ All of it is gathered from a run's directory. Files read, each of them optional:
 
 ``eval.json``
     ``{"data": str, "machine": str, "rows": [row, ...]}``, a row with the fields of :class:`ModelRow`; written by
-    :func:`save_rows`.
+    :func:`save_rows`. What else it holds (:meth:`distill.scorecard.Scorecards.facts`) the report does not need.
 ``exports/*.json``
     one beside each exported file: ``{"file": name, "format": str, "parity": {name: number, ...}}``. Without ``file``
     the exported file is the one of the same name and another suffix. Its size is taken from the disk.
@@ -85,11 +85,13 @@ class ReportFacts:
         return next((row for row in self.rows if row.role == role), None)
 
 
-def save_rows(run_dir: Path, rows: Sequence[ModelRow], *, data: str = "", machine: str = "") -> Path:
-    """Write ``eval.json`` in one step: what was measured on ``data`` (a phrase), timed on ``machine`` (a phrase)."""
+def save_rows(
+    run_dir: Path, rows: Sequence[ModelRow], *, data: str = "", machine: str = "", details: Mapping[str, Any] | None = None
+) -> Path:
+    """Write ``eval.json`` in one step: what was measured on ``data`` (a phrase), timed on ``machine`` (a phrase); ``details`` are kept with it."""
     path = run_dir / "eval.json"
     fresh = path.with_suffix(".json.new")
-    content = {"data": data, "machine": machine, "rows": [asdict(row) for row in rows]}
+    content = {**(details or {}), "data": data, "machine": machine, "rows": [asdict(row) for row in rows]}
     fresh.write_text(json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(fresh, path)
     return path
