@@ -40,7 +40,7 @@ def create_network(name: str, **options: Any) -> nn.Module:
     Raises :class:`UnknownModelError` for a name that neither timm nor this module has.
     """
     if name in HGNETV2:
-        return _hgnetv2(HGNETV2[name], name, **options)
+        return _headless(_hgnetv2(HGNETV2[name], name, **options))
     if name in TINY_VITS:
         width, heads = TINY_VITS[name]
         return Eva(
@@ -53,7 +53,15 @@ def create_network(name: str, **options: Any) -> nn.Module:
             "backbone", name, [*timm.list_models(), *HGNETV2, *TINY_VITS],
             f"`python -c 'import timm; print(timm.list_models())'` lists timm's; further ones are {', '.join([*HGNETV2, *TINY_VITS])}",
         )
-    return timm.create_model(name, pretrained=False, **options)
+    network = timm.create_model(name, pretrained=False, **options)
+    return _headless(network) if options.get("features_only") else network
+
+
+def _headless(getter: nn.Module) -> nn.Module:
+    """A feature getter without the head, which it never runs: some releases of timm leave the last convolution of HGNetV2's there."""
+    if hasattr(getter, "model") and hasattr(getter.model, "head"):
+        getter.model.head = nn.Identity()
+    return getter
 
 
 def is_timm_model(name: str) -> bool:
