@@ -13,6 +13,7 @@ EPILOG = """\
 examples:
   distill train recipes/demo.toml --cache caches/scenes
   distill train recipes/gentle_finetune.toml --data gazefollow:/path --cache caches/gf --batch-size 32 --use-amp
+  distill train recipes/own_camera.toml --student runs/demo --cache caches/scenes --unlabelled caches/photos
   distill train --resume runs/demo
   accelerate launch -m distill train RUN.toml                                         one process per GPU
   ACCELERATE_USE_CPU=1 torchrun --nproc-per-node 2 -m distill train RUN.toml          several processes on a CPU
