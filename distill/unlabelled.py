@@ -8,6 +8,7 @@ ones on every machine and as the data grow) is never trained on: the student's a
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -199,7 +200,9 @@ def _apart(pools: Sequence[Pool], validation: Sequence[Scene], notes: list[str])
     Only pictures of one size in bytes are compared, a pool's by the digest in its cache. Raises :class:`DataError` if nothing is left.
     """
     found = []
-    sizes = {size: [each for each in validation if _bytes(each) == size] for size in {_bytes(each) for each in validation}}
+    sizes: dict[int, list[Scene]] = defaultdict(list)
+    for each in validation:
+        sizes[_bytes(each)].append(each)
     digests: dict[int, set[bytes]] = {}
     for pool in pools:
         kept = []

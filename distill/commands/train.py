@@ -13,6 +13,7 @@ EPILOG = """\
 examples:
   distill train recipes/demo.toml --cache caches/scenes
   distill train recipes/gentle_finetune.toml --data gazefollow:/path --cache caches/gf --batch-size 32 --use-amp
+  distill train recipes/own_camera.toml --student runs/demo --cache caches/scenes --unlabelled caches/photos
   distill train --resume runs/demo
   distill train RUN.toml --cache caches/gf --on-spike hold --ema-decay 0.999 --patience 5
   distill train RUN.toml --cache caches/gf --grad-checkpointing --accumulate 4        when opened blocks run out of memory
