@@ -89,21 +89,28 @@ def resolve_device(name: str) -> str:
 def load_gaze(spec: str, device: str = "auto") -> tuple[GazeFunction, str]:
     """The model that ``spec`` names, ready to call, and its name.
 
-    A run's directory (its best student), a stored model's directory, an exported ``.onnx`` file, or a teacher's name. Raises
-    :class:`teachers.errors.UnknownModelError` with the nearest names, :class:`teachers.errors.WeightsError` and
-    :class:`students.errors.ExportError` for files that are damaged.
+    A run's directory (its best student), a stored model's directory, an exported ``.onnx`` file, or a teacher's name, such as
+    ``onnx:FILE`` or ``onnx:FILE?adapter=NAME`` for a black box. Raises :class:`teachers.errors.UnknownModelError` with the nearest names,
+    and :class:`teachers.errors.WeightsError`, :class:`teachers.errors.BlackBoxError` and :class:`students.errors.ExportError` for files
+    that are damaged.
     """
-    if spec.endswith(".onnx"):
+    from teachers.onnx_teacher import PREFIX
+
+    if spec.endswith(".onnx") and not spec.startswith(PREFIX):
         require_extra("export", "onnxruntime")
         from students.onnx_runtime import OnnxGaze
 
         if device not in ("auto", "cpu"):
             raise ConfigurationError(f"an exported file runs on the CPU, not on {device}; leave --device out, or give the run")
         return OnnxGaze(Path(spec)), Path(spec).name
+    from distill.fetching import download_progress
     from teachers.catalogue import load_teacher
     from teachers.errors import UnknownModelError
     from teachers.published import CATALOGUE
 
+    if spec.startswith(PREFIX):
+        black_box = load_teacher(spec, device=device)
+        return black_box, black_box.name
     path = Path(spec)
     if (path / "config.json").is_file() and not (path / "student" / "model.json").is_file():
         raise ConfigurationError(
@@ -116,7 +123,8 @@ def load_gaze(spec: str, device: str = "auto") -> tuple[GazeFunction, str]:
             "model", spec, ["demo", *CATALOGUE, *runs],
             "give a run's directory, an exported .onnx file, or a teacher that `distill teachers list` knows",
         )
-    teacher = load_teacher(spec, device=resolve_device(device))
+    with download_progress() as report:
+        teacher = load_teacher(spec, device=resolve_device(device), report=report)
     return teacher, path.resolve().name if not known else teacher.name
 
 
