@@ -49,11 +49,11 @@ def write_black_box(
     values = node("Cast", [image], "floats", to=TensorProto.FLOAT)
     values = node("Transpose", [values], "planes", perm=[0, 3, 1, 2]) if nhwc else values
     values = node("Mul", [values, "scale"], "scaled")
-    picture = node("Sub", [node("Mul", [node("Gather", [values, "red"], "reds", axis=1), "gain"], "strong"), node("Gather", [values, "blue"], "blues", axis=1)], "picture")
+    picture = node("Sub", [node("Mul", [node("Gather", [values, "red"], "reds", axis=1), "gain"], "strong"), node("Gather", [values, "blue"], "blues", axis=1)], "scene")
     flat = node("Reshape", [boxes, "rows"], "flat")  # [N,4]
     total = node("Mul", [node("ReduceSum", [flat, "last"], "sum", keepdims=1), "box_scale"], "normal")  # [N,1]
     offset = node("Unsqueeze", [node("Sub", [total, "one"], "offset"), "last"], "offset3")  # [N,1,1]
-    maps = node("Add", [picture, offset], "maps")  # [N,H,W]
+    maps = node("Add", [picture, offset], "sums")  # [N,H,W]
     maps = node("Slice", [maps, "starts", "ends", "axes", "steps"], "coarse")
     node(ending if sigmoid else "Identity", [maps], "answers")
     # A resampling by nothing behind the sigmoid, as the published files have.
@@ -78,9 +78,10 @@ def write_black_box(
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     onnx.checker.check_model(model)
     if external:
-        onnx.save(model, str(path), save_as_external_data=True, location=f"{path.stem}.weights", size_threshold=0)
-    else:
-        onnx.save(model, str(path))
+        # The gain alone: shapes have to be in the graph.
+        tensor = next(each for each in model.graph.initializer if each.name == "gain")
+        onnx.external_data_helper.set_external_data(tensor, f"{path.stem}.weights")
+    onnx.save(model, str(path))
     return path
 
 

@@ -81,23 +81,21 @@ def test_a_fixed_number_of_heads_is_filled_up(tmp_path: Path, heads: int) -> Non
 
 
 def test_every_convention_that_an_adapter_declares(tmp_path: Path) -> None:
-    # What the adapter feeds is undone by the graph only for its first picture channel's scale; so the numbers are its own.
     path = write_black_box(
-        tmp_path / "odd.onnx", names=("picture", "heads_px", "maps", "away"), nhwc=True, red=0, rank=2, scale=1.0, box_scale=1 / SIZE
+        tmp_path / "odd.onnx", names=("picture", "heads_px", "maps", "away"), nhwc=True, red=0, rank=2, scale=0.05, box_scale=1 / SIZE
     )
     (tmp_path / "odd.adapter.toml").write_text(TOML)
     teacher = OnnxTeacher(path)
     images, boxes, index = batch()
     output = teacher(images, boxes, index)
     fed = (images.numpy().astype(np.float64) * 255 - np.array([51, 0, 25.5]).reshape(1, 3, 1, 1)) / np.array([2, 1, 0.5]).reshape(1, 3, 1, 1)
-    maps, inout = expected(fed, boxes.numpy(), index.numpy())
+    maps, inout = expected(fed * 0.05, boxes.numpy(), index.numpy())
     limit = np.log((1 - 1e-6) / 1e-6)
     assert np.abs(maps).max() > limit  # the clamp is reached, on both sides
     assert np.abs(output.heatmap.numpy() - maps.clip(-limit, limit)).max() < 0.1
     close = np.abs(maps) < 5
     assert close.any() and np.abs(output.heatmap.numpy() - maps)[close].max() < 1e-4
     assert output.inout is not None and np.allclose(output.inout.numpy(), -inout.clip(-limit, limit), atol=0.1)
-    assert (inout > 0).all() or (inout < 0).all() or np.ptp(inout) > 1
 
 
 @pytest.mark.parametrize(("kind", "tolerance"), [(TensorProto.FLOAT16, 0.02), (TensorProto.UINT8, 0.02), (TensorProto.DOUBLE, 2e-5)])
@@ -118,27 +116,6 @@ def test_one_head_a_call_and_a_size_that_the_adapter_says(tmp_path: Path) -> Non
     compare(teacher)
     with pytest.raises(BlackBoxError, match=r"leaves the picture's size open; give \[image\] size"):
         OnnxTeacher(write_black_box(tmp_path / "open3.onnx", sides=("height", "width")))
-
-
-def test_an_exported_student_is_a_teacher_with_its_own_answers(tmp_path: Path) -> None:
-    from students.export import trace
-    from teachers.model import GazeModel, ModelConfig
-
-    torch.manual_seed(0)
-    config = ModelConfig(backbone="test_vit", input_size=(32, 32), dim=16, layers=1, attention_heads=2, heatmap_size=(8, 8))
-    model = GazeModel(config).eval().requires_grad_(False)
-    trace(model, tmp_path / "student.onnx")
-    teacher = load_teacher(f"onnx:{tmp_path / 'student.onnx'}")
-    assert isinstance(teacher, OnnxTeacher) and teacher.adapter.name == "gaze-distill"
-    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(2))
-    for pictures, owners in ((3, (2, 0, 0, 2)), (1, (0,))):
-        _, boxes, index = batch(owners=owners)
-        given = images[:pictures], boxes, index
-        with torch.inference_mode():
-            own = model(*given)
-        output = teacher(*given)
-        assert (output.heatmap - own.heatmap).abs().max() < 1e-4
-        assert output.inout is not None and own.inout is not None and (output.inout - own.inout).abs().max() < 1e-4
 
 
 def test_the_fingerprint_is_of_file_adapter_and_provider(tmp_path: Path) -> None:
