@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -190,6 +191,19 @@ def test_a_teacher_that_answers_nonsense_fails_its_check(tmp_path: Path, capsys:
         save_model(tmp_path / part, model, part, {})
         status, text, _ = run(capsys, "teachers", "check", str(tmp_path / part), "--json")
         assert status == 1 and json.loads(text)["finite"] is False
+
+
+def test_a_file_of_another_entry_is_refused_and_nothing_is_written(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    others = {"gazelle_wide": {"dim": 32}, "gazelle_short": {"layers": 1}, "gazelle_still": {"inout": "none"}, "gazelle_linear": {"inout": "linear"}}
+    for name, change in others.items():
+        entry = TeacherEntry(replace(TINY, **change), "file:///gone.pt", "MIT", "", 0.4)  # type: ignore[arg-type]
+        monkeypatch.setitem(CATALOGUE, name, entry)
+        status, out, err = run(capsys, "teachers", "convert", str(tiny), "--arch", name, "--out", str(tmp_path / "new"))
+        assert (status, out, err.count("\n")) == (2, "", 1), err
+        assert re.search("does not fit this architecture|position encoding", err), err
+        assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

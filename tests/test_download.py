@@ -21,7 +21,17 @@ import torch
 
 from distill.cli import main
 from teachers.catalogue import published_file, store
-from teachers.download import CATALOGUE, FIRST_USE, RECORDED, DownloadRecord, digest_file, obtain, record_digest, sha256_of, verify
+from teachers.download import (
+    CATALOGUE,
+    FIRST_USE,
+    RECORDED,
+    DownloadRecord,
+    digest_file,
+    obtain,
+    record_digest,
+    sha256_of,
+    verify,
+)
 from teachers.errors import WeightsError
 from teachers.published import CATALOGUE as TEACHERS
 from teachers.published import TeacherEntry
