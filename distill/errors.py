@@ -12,6 +12,8 @@ carries it, a traceback and exit code 1 for everything else, which is a defect.
     ├── schedules.errors.OptimizerStateError optimizer state of other parameters than the model's
     ├── teachers.errors.WeightsError         missing, unexpected or misshapen tensors; a digest that does not match
     ├── teachers.errors.UnknownModelError    no such teacher, backbone or student; the nearest names are offered
+    ├── teachers.errors.BlackBoxError        an ONNX file that does not fit its adapter; ONNX Runtime is absent
+    ├── teachers.errors.DeviceError          a device that is absent, or cannot do the precision asked for
     ├── teachers.errors.CacheError           a cache of another teacher, data set or view policy; a damaged shard
     ├── students.errors.RunError             a run directory that holds something else; a damaged checkpoint
     ├── students.errors.TrainingError        a loss that is not finite; nothing to learn from

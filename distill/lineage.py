@@ -137,13 +137,33 @@ def _data_link(spec: str, split: str, digest: str) -> Link:
 
 def _teacher_link(teacher: Mapping[str, Any], spec: str) -> Link:
     """The teacher that a cache states, against the weights of that name on disk."""
+    from teachers.onnx_teacher import is_onnx, split_name
+
     name, digest = str(teacher.get("name", "unnamed")), str(teacher.get("weights", ""))
+    if is_onnx(spec):
+        return _onnx_link(name, digest, split_name(spec)[0])
+    if teacher.get("architecture") == "onnx":
+        return Link("teacher", name, digest, UNCHECKED, "an ONNX file, and it is not recorded where it was")
     directory = _teacher_directory(spec or name)
     if directory is None:
         return Link("teacher", name, digest, UNCHECKED, "made of several files")
     if not (directory / "model.json").is_file():
         return Link("teacher", name, digest, ABSENT, f"no stored model in {directory}")
     return _weights_link("teacher", name, digest, directory)
+
+
+def _onnx_link(name: str, digest: str, file: Path) -> Link:
+    """A black box against its file."""
+    from teachers.errors import BlackBoxError
+    from teachers.onnx_graph import read_graph
+
+    if not file.is_file():
+        return Link("teacher", name, digest, ABSENT, f"no file {file}")
+    try:
+        found = read_graph(file).digest
+    except BlackBoxError as error:
+        return Link("teacher", name, digest, CHANGED, str(error))
+    return Link("teacher", name, digest, OK if found == digest else CHANGED, str(file) if found == digest else f"{file} has digest {found}")
 
 
 def _teacher_directory(spec: str) -> Path | None:

@@ -89,16 +89,18 @@ def load_gaze(spec: str, device: str = "auto") -> tuple[GazeFunction, str]:
     """The model that ``spec`` names, ready to call, and its name.
 
     A run's directory (its best student), a stored model's directory, an exported ``.onnx`` file, stored predictions (``.npz``), or a teacher's
-    name, ``onnx:FILE`` for a model of another project among them. A student that was chosen on test carries it in its name. Raises
-    :class:`teachers.errors.UnknownModelError` with the nearest names, :class:`teachers.errors.WeightsError` and
-    :class:`students.errors.ExportError` for files that are damaged.
+    name, ``onnx:FILE`` or ``onnx:FILE?adapter=NAME`` for a model of another project among them. A student that was chosen on test carries
+    it in its name. Raises :class:`teachers.errors.UnknownModelError` with the nearest names, :class:`teachers.errors.WeightsError`,
+    :class:`teachers.errors.BlackBoxError` and :class:`students.errors.ExportError` for files that are damaged.
     """
+    from teachers.onnx_teacher import PREFIX
+
     if spec.endswith(".npz"):
         from distill.predictions import StoredPredictions
 
         stored = StoredPredictions(Path(spec))
         return stored, f"{stored.name} ({Path(spec).name})" if stored.name else Path(spec).name
-    if spec.endswith(".onnx") and not spec.startswith("onnx:"):
+    if spec.endswith(".onnx") and not spec.startswith(PREFIX):
         require_extra("export", "onnxruntime")
         from students.onnx_runtime import OnnxGaze
 
@@ -106,11 +108,15 @@ def load_gaze(spec: str, device: str = "auto") -> tuple[GazeFunction, str]:
             raise ConfigurationError(f"an exported file runs on the CPU, not on {device}; leave --device out, or give the run")
         exported = OnnxGaze(Path(spec))
         return exported, Path(spec).name + mark(exported.description)
+    from distill.fetching import download_progress
     from teachers.catalogue import load_teacher
     from teachers.errors import UnknownModelError
     from teachers.published import CATALOGUE
     from teachers.weights import read_description
 
+    if spec.startswith(PREFIX):
+        black_box = load_teacher(spec, device=device)
+        return black_box, black_box.name
     path = Path(spec)
     if (path / "config.json").is_file() and not (path / "student" / "model.json").is_file():
         raise ConfigurationError(
@@ -123,7 +129,8 @@ def load_gaze(spec: str, device: str = "auto") -> tuple[GazeFunction, str]:
             "model", spec, ["demo", *CATALOGUE, *runs],
             "give a run's directory, an exported .onnx file, predictions.npz, or a teacher that `distill teachers list` knows",
         )
-    teacher = load_teacher(spec, device=resolve_device(device))
+    with download_progress() as report:
+        teacher = load_teacher(spec, device=resolve_device(device), report=report)
     if known:
         return teacher, teacher.name
     facts = read_description(path / "student" if (path / "student" / "model.json").is_file() else path)["facts"]

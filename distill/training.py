@@ -40,7 +40,7 @@ from students.catalogue import build_student, stored_student, student_config
 from students.errors import RunError
 from students.options import TrainOptions
 from students.trainer import Record, Trainer
-from teachers.catalogue import load_teacher
+from teachers.catalogue import load_model_teacher
 from teachers.model import GazeModel, ModelConfig
 from teachers.model_teacher import ModelTeacher
 from teachers.pretrained import load_pretrained_backbone
@@ -116,7 +116,7 @@ def initial_student(config: RunConfig) -> tuple[GazeModel, dict[str, Any]]:
     if config.random_backbone:
         return model, {"backbone_weights": "random"}
     if config.backbone_from:
-        return model, {"backbone_weights": take_backbone(model, load_teacher(config.backbone_from))}
+        return model, {"backbone_weights": take_backbone(model, load_model_teacher(config.backbone_from))}
     file = Path(config.backbone_weights) if config.backbone_weights else None
     return model, {"backbone_weights": load_pretrained_backbone(model, file)}
 

@@ -1,25 +1,40 @@
 """How a name or a path becomes a teacher, and where pulled teachers are kept.
 
 A teacher is named by an entry of :mod:`teachers.published` (``gazelle_dinov2_vitb14``, ...), as ``demo``, by the directory of a stored
-model or of a run, or as ``timm:BACKBONE`` with a file of decoder weights: any DINOv2 or DINOv3 backbone of timm.
+model or of a run, as ``timm:BACKBONE`` with a file of decoder weights (any plain ViT of timm), or as ``onnx:FILE``.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from teachers.convert import assemble
-from teachers.download import fetch
+from teachers.decoder_file import config_of
+from teachers.download import DownloadRecord, Landed, obtain, record_digest, verify
 from teachers.errors import UnknownModelError, WeightsError
-from teachers.model import ModelConfig
-from teachers.model_teacher import ModelTeacher
-from teachers.published import CATALOGUE
-from teachers.weights import load_model, read_checkpoint, save_model, tensors_digest
+from teachers.model import GazeModel
+from teachers.model_teacher import ModelTeacher, check_device
+from teachers.onnx_teacher import OnnxTeacher, is_onnx, split_name
+from teachers.published import CATALOGUE, TeacherEntry
+from teachers.weights import load_model, save_model, tensors_digest
 
 DEMO = Path(__file__).parent / "demo"
+LIST = "`distill teachers list` lists them all"
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """A published teacher in the store: its directory, the digest of its weights as stored, and the file that it came from
+    (None if that is no longer there)."""
+
+    directory: Path
+    weights_digest: str
+    file: Landed | None
 
 
 def store() -> Path:
@@ -28,52 +43,121 @@ def store() -> Path:
     return (Path(home) if home else Path.home() / ".cache" / "gaze-distill") / "teachers"
 
 
-def pull(name: str) -> Path:
-    """Fetch and convert the catalogue's teacher ``name`` into the store, unless it is there; returns its directory."""
+def published_file(entry: TeacherEntry) -> Path:
+    """Where the entry's published file is kept, or is put by hand."""
+    return store() / "downloads" / entry.url.rpartition("/")[2]
+
+
+def pull(name: str, *, backbone: Path | None = None, report: Callable[[DownloadRecord], None] | None = None) -> Pulled:
+    """Fetch and convert the catalogue's teacher ``name`` into the store; one that is there already is verified.
+
+    A file put by hand where :func:`published_file` says is taken instead of a download. Its SHA-256 is compared with the catalogue's, else
+    with the one recorded beside it when it first proved to be this teacher. ``backbone`` is a file for an entry that is a decoder alone.
+    Raises :class:`UnknownModelError` and :class:`WeightsError`.
+    """
     if name not in CATALOGUE:
-        raise UnknownModelError.of("teacher", name, CATALOGUE, "`distill teachers list` lists them all")
-    directory = store() / name
-    if not (directory / "model.json").exists():
-        entry = CATALOGUE[name]
-        file = store() / "downloads" / entry.url.rpartition("/")[2]
-        if not file.exists():
-            fetch(entry.url, file)
-        model = assemble(entry.config, file, None)
-        save_model(directory, model, name, {"source": entry.url, "licence": entry.licence})
-    return directory
+        raise UnknownModelError.of("teacher", name, CATALOGUE, LIST)
+    entry, directory = CATALOGUE[name], store() / name
+    file, sha256 = published_file(entry), getattr(entry, "sha256", None)
+    if (directory / "model.json").exists():
+        try:
+            _, description = load_model(directory)
+        except WeightsError as error:
+            raise WeightsError(f"{error}; delete {directory} first") from None
+        return Pulled(directory, description["weights_digest"], verify(file, sha256) if file.exists() else None)
+    landed = obtain(entry.url, file, sha256=sha256, report=report)
+    try:
+        model = assemble(entry.config, file, backbone)
+    except WeightsError as error:
+        raise WeightsError(f"{error} (its file is {file}: delete it to fetch it again)") from None
+    record_digest(landed)
+    digest = save_model(directory, model, name, {"source": entry.url, "licence": entry.licence, "sha256": landed.sha256})
+    return Pulled(directory, digest, landed)
 
 
 def load_teacher(
-    name: str, *, device: str = "cpu", precision: str = "fp32", weights: Path | None = None, backbone_weights: Path | None = None
-) -> ModelTeacher:
-    """The teacher ``name``: a catalogue entry, a directory, or ``timm:BACKBONE`` with ``weights``, a Gaze-LLE decoder file.
+    name: str,
+    *,
+    device: str = "cpu",
+    precision: str = "fp32",
+    compiled: bool = False,
+    weights: Path | None = None,
+    backbone_weights: Path | None = None,
+    input_size: tuple[int, int] | None = None,
+    adapter: str = "",
+    report: Callable[[DownloadRecord], None] | None = None,
+) -> ModelTeacher | OnnxTeacher:
+    """The teacher ``name``; ``adapter`` belongs to ``onnx:FILE`` alone, the rest is :func:`load_model_teacher`'s.
 
-    ``device`` "auto" is a GPU where there is one. Raises :class:`UnknownModelError` (with the nearest names) and
-    :class:`WeightsError`.
+    Raises :class:`UnknownModelError` (with the nearest names), :class:`WeightsError`, :class:`teachers.errors.BlackBoxError`
+    and :class:`teachers.errors.DeviceError`.
+    """
+    if not is_onnx(name):
+        if adapter:
+            raise WeightsError(f"--adapter describes an ONNX file, and teacher {name} is none; leave it out")
+        return load_model_teacher(
+            name, device=device, precision=precision, compiled=compiled, weights=weights, backbone_weights=backbone_weights,
+            input_size=input_size, report=report,
+        )
+    foreign = {"--weights": weights, "--backbone-weights": backbone_weights, "--input-size": input_size, "--compile": compiled}
+    if given := [option for option, value in foreign.items() if value]:
+        raise WeightsError(f"{', '.join(given)} cannot be used with {name}: an ONNX file holds its weights and its graph as they are; leave it out")
+    if precision != "fp32":
+        raise WeightsError(f"--precision {precision} cannot be used with {name}: an ONNX file runs in the precision that it was made in; leave it out")
+    path, named = split_name(name)
+    return OnnxTeacher(path, adapter=adapter or named, device=device)
+
+
+def load_model_teacher(
+    name: str,
+    *,
+    device: str = "cpu",
+    precision: str = "fp32",
+    compiled: bool = False,
+    weights: Path | None = None,
+    backbone_weights: Path | None = None,
+    input_size: tuple[int, int] | None = None,
+    report: Callable[[DownloadRecord], None] | None = None,
+) -> ModelTeacher:
+    """The teacher ``name`` that is a model of this project: a catalogue entry (fetched if it is not here, ``report`` is told of
+    it), a directory, or ``timm:BACKBONE`` with ``weights``, a file of Gaze-LLE decoder weights.
+
+    ``device`` "auto" is a GPU where there is one. ``input_size`` (height, width) is for ``timm:`` teachers, whose files may
+    leave it open; see :func:`teachers.decoder_file.config_of`. Raises as :func:`load_teacher` does.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    check_device(device, precision)
+    model, title, digest = _model(name, weights, backbone_weights, input_size, report)
+    return ModelTeacher(model, title, digest, device=device, precision=precision, compiled=compiled)
+
+
+def _model(
+    name: str,
+    weights: Path | None,
+    backbone_weights: Path | None,
+    input_size: tuple[int, int] | None,
+    report: Callable[[DownloadRecord], None] | None,
+) -> tuple[GazeModel, str, str]:
+    """Model, name and weights digest."""
+    if is_onnx(name):
+        raise WeightsError(f"{name} is a black box: it has no weights of its own to take here; give a model of this project")
     if name.startswith("timm:"):
         if weights is None:
             raise WeightsError(f"teacher {name} needs --weights FILE, the decoder that was trained on this backbone")
-        tensors = read_checkpoint(weights)
-        inout = "none" if "inout_token.weight" not in tensors else "mlp" if "inout_head.3.weight" in tensors else "linear"
-        pixels = (448, 448)
-        dim = tensors["linear.weight"].shape[0] if "linear.weight" in tensors else 256
-        model = assemble(
-            ModelConfig(backbone=name.removeprefix("timm:"), input_size=pixels, inout=inout, dim=dim), weights, backbone_weights
-        )
-        return ModelTeacher(model, name, tensors_digest(model.state_dict()), device=device, precision=precision)
+        model = assemble(config_of(weights, name.removeprefix("timm:"), input_size), weights, backbone_weights)
+        return model, name, tensors_digest(model.state_dict())
+    foreign = {"--weights": weights, "--input-size": input_size, "--backbone-weights": None if name in CATALOGUE else backbone_weights}
+    if given := [option for option, value in foreign.items() if value]:
+        raise WeightsError(f"{', '.join(given)} cannot be used with teacher {name}, which has its own; leave it out")
     if name == "demo":
         directory = DEMO
     elif name in CATALOGUE:
-        directory = pull(name)
+        there = store() / name
+        directory = there if (there / "model.json").exists() else pull(name, backbone=backbone_weights, report=report).directory
     else:
         directory = Path(name) / "student" if (Path(name) / "student" / "model.json").exists() else Path(name)
         if not (directory / "model.json").exists():
-            raise UnknownModelError.of(
-                "teacher", name, ["demo", *CATALOGUE],
-                "or give a directory that holds model.json; `distill teachers list` lists them all",
-            )
+            raise UnknownModelError.of("teacher", name, ["demo", *CATALOGUE], f"or give a directory that holds model.json, or onnx:FILE; {LIST}")
     model, description = load_model(directory)
-    return ModelTeacher(model, description["name"], description["weights_digest"], device=device, precision=precision)
+    return model, description["name"], description["weights_digest"]

@@ -23,7 +23,8 @@ class Teacher(Protocol):
     """Anything that maps images and boxes to heatmap logits.
 
     ``fingerprint`` is plain JSON: name, weights digest, architecture, input size, preprocessing, precision. Two teachers
-    with equal fingerprints give equal maps. ``input_size`` and ``heatmap_size`` are (height, width).
+    with equal fingerprints give equal maps. ``input_size`` and ``heatmap_size`` are (height, width). A teacher may have a method
+    ``stack(images)`` as well: ``[3,H,W]`` tensors as one batch, in memory from which its device copies fastest.
     """
 
     @property

@@ -29,3 +29,15 @@ class UnknownModelError(ValueError):
         names = sorted(known)
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names[:5]
         return cls(f"unknown {kind} {name!r}; nearest: {', '.join(near)}; {remedy}")
+
+
+class BlackBoxError(ValueError):
+    """An ONNX file that cannot serve as a teacher: not one, without the inputs that its adapter declares, or with no runtime."""
+
+    mendable = True
+
+
+class DeviceError(ValueError):
+    """A device that is not there, or that cannot do the precision or the compilation asked for."""
+
+    mendable = True

@@ -152,7 +152,9 @@ class _Batch:
         waiting = self._boxes[:limit]
         counts = [len(boxes) for boxes in waiting]
         boxes = np.concatenate(waiting).astype(np.float32)
-        images = torch.stack(self._images[:limit])
+        # A teacher on a GPU has them stacked in page-locked memory.
+        stack = getattr(self._teacher, "stack", torch.stack)
+        images = stack(self._images[:limit])
         started = time.perf_counter()
         heatmap, inout = answer(self._teacher, images, boxes, np.repeat(np.arange(len(counts)), counts))
         self.seconds += time.perf_counter() - started

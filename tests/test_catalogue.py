@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import re
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +15,7 @@ from distill.cli import main
 from teachers.catalogue import load_teacher, pull, store
 from teachers.convert import assemble, decoder_tensors
 from teachers.decoder import GazelleDecoder, position_encoding
-from teachers.download import fetch
+from teachers.download import sha256_of
 from teachers.errors import UnknownModelError, WeightsError
 from teachers.model import GazeModel, ModelConfig
 from teachers.pretrained import packaged_weights
@@ -119,7 +116,7 @@ def test_a_teacher_is_pulled_once_and_loads_from_the_store(tiny: Path) -> None:
     teacher = load_teacher("gazelle_tiny")
     directory = store() / "gazelle_tiny"
     description = read_description(directory)
-    assert description["facts"] == {"source": tiny.as_uri(), "licence": "MIT"}
+    assert description["facts"] == {"source": tiny.as_uri(), "licence": "MIT", "sha256": sha256_of(tiny)}
     assert teacher.fingerprint == {
         "name": "gazelle_tiny", "weights": description["weights_digest"], "architecture": description["config"], "input_size": [32, 32],
         "preprocessing": "squash, antialiased bilinear, float", "precision": "fp32",
@@ -151,7 +148,9 @@ def test_convert_check_and_list_from_the_command_line(tiny: Path, tmp_path: Path
     status, text, _ = run(capsys, "teachers", "convert", str(tiny), "--arch", "gazelle_tiny", "--out", str(out))
     assert status == 0 and read_description(out)["weights_digest"] in text
     assert read_description(out)["name"] == "mine"
-    assert read_description(out)["facts"] | {"parameters_m": 0} == {"source": "tiny.pt", "licence": "MIT", "metrics": "GazeFollow .5 / .4 / .3", "parameters_m": 0}
+    assert read_description(out)["facts"] | {"parameters_m": 0} == {
+        "source": "tiny.pt", "sha256": sha256_of(tiny), "licence": "MIT", "metrics": "GazeFollow .5 / .4 / .3", "parameters_m": 0,
+    }
 
     status, text, _ = run(capsys, "teachers", "check", str(out), "--json")
     facts = json.loads(text)
@@ -184,6 +183,19 @@ def test_a_teacher_that_answers_nonsense_fails_its_check(tmp_path: Path, capsys:
         assert status == 1 and json.loads(text)["finite"] is False
 
 
+def test_a_file_of_another_entry_is_refused_and_nothing_is_written(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    others = {"gazelle_wide": {"dim": 32}, "gazelle_short": {"layers": 1}, "gazelle_still": {"inout": "none"}, "gazelle_linear": {"inout": "linear"}}
+    for name, change in others.items():
+        entry = TeacherEntry(replace(TINY, **change), "file:///gone.pt", "MIT", "", 0.4)  # type: ignore[arg-type]
+        monkeypatch.setitem(CATALOGUE, name, entry)
+        status, out, err = run(capsys, "teachers", "convert", str(tiny), "--arch", name, "--out", str(tmp_path / "new"))
+        assert (status, out, err.count("\n")) == (2, "", 1), err
+        assert re.search("does not fit this architecture|position encoding", err), err
+        assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -211,107 +223,6 @@ def test_what_can_be_mended_is_one_line(
     assert status == 2 and out == "" and err.count("\n") == 1
     assert re.search(message, err), err
     assert not (tmp_path / "new").exists()
-
-
-@contextmanager
-def server(answer: Callable[[http.server.BaseHTTPRequestHandler], None]) -> Iterator[str]:
-    """A server on this machine that answers every request with ``answer``; gives its address."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            answer(self)
-            self.close_connection = True
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    listener = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.server_address[1]}/file.pt"
-    finally:
-        listener.shutdown()
-        thread.join()
-        listener.server_close()
-
-
-def whole(handler: http.server.BaseHTTPRequestHandler) -> None:
-    handler.send_response(200)
-    handler.send_header("Content-Length", "3000000")
-    handler.end_headers()
-    handler.wfile.write(b"x" * 3000000)
-
-
-def cut(handler: http.server.BaseHTTPRequestHandler) -> None:
-    handler.send_response(200)
-    handler.send_header("Content-Length", "3000000")
-    handler.end_headers()
-    handler.wfile.write(b"x" * 2000000)
-
-
-def cut_chunk(handler: http.server.BaseHTTPRequestHandler) -> None:
-    handler.send_response(200)
-    handler.send_header("Transfer-Encoding", "chunked")
-    handler.end_headers()
-    handler.wfile.write(b"10000\r\n" + b"x" * 100)
-
-
-def absent(handler: http.server.BaseHTTPRequestHandler) -> None:
-    handler.send_error(404)
-
-
-def nonsense(handler: http.server.BaseHTTPRequestHandler) -> None:
-    handler.wfile.write(b"this is no HTTP\r\n\r\n")
-
-
-@pytest.fixture
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
-@pytest.mark.usefixtures("no_proxy")
-@pytest.mark.parametrize(
-    ("answer", "message"),
-    [
-        (cut, "ended after 2000000 of 3000000 bytes; run the command again"),
-        (cut_chunk, "could not be fetched"),
-        (absent, "could not be fetched .*404"),
-        (nonsense, "could not be fetched"),
-    ],
-)
-def test_a_download_that_fails_leaves_nothing(tmp_path: Path, answer: Callable[[http.server.BaseHTTPRequestHandler], None], message: str) -> None:
-    target = tmp_path / "downloads" / "file.pt"
-    with server(answer) as address, pytest.raises(WeightsError, match=message) as caught:
-        fetch(address, target)
-    assert "\n" not in str(caught.value) and address in str(caught.value)
-    assert list(target.parent.iterdir()) == []
-    target.write_bytes(b"what was there")
-    with server(answer) as address, pytest.raises(WeightsError):
-        fetch(address, target)
-    assert target.read_bytes() == b"what was there" and len(list(target.parent.iterdir())) == 1
-
-
-@pytest.mark.usefixtures("no_proxy")
-def test_a_download_is_whole(tmp_path: Path) -> None:
-    with server(whole) as address:
-        fetch(address, tmp_path / "deep/er/file.pt")
-    assert (tmp_path / "deep/er/file.pt").read_bytes() == b"x" * 3000000
-    assert len(list((tmp_path / "deep/er").iterdir())) == 1
-
-
-@pytest.mark.usefixtures("no_proxy")
-def test_a_server_that_is_not_there_is_named_with_the_remedy(tmp_path: Path) -> None:
-    with server(absent) as address:
-        pass
-    with pytest.raises(WeightsError, match=r"download it elsewhere and put it at .*file\.pt"):
-        fetch(address, tmp_path / "file.pt")
-    with pytest.raises(WeightsError, match="could not be fetched"):
-        fetch((tmp_path / "gone.pt").as_uri(), tmp_path / "file.pt")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_download_is_not_stored_as_a_teacher(tiny: Path) -> None:

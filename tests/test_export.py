@@ -26,8 +26,10 @@ from students.errors import ExportError
 from students.export import Exported, export_onnx
 from students.onnx_runtime import OnnxGaze, file_digest, read_export
 from students.parity import SceneBatch, Tolerance, compare
+from teachers.catalogue import load_teacher
 from teachers.contract import GazeOutput
 from teachers.model import GazeModel, ModelConfig
+from teachers.onnx_teacher import OnnxTeacher
 from teachers.weights import save_model
 from tests.fixtures import write_folder, write_gazefollow
 
@@ -159,6 +161,19 @@ def test_any_number_of_pictures_and_heads(exported: Exported, model: GazeModel, 
     assert got.heatmap.shape == (count, 16, 20)
     torch.testing.assert_close(got.heatmap, wanted.heatmap, atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(got.inout, wanted.inout, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("images", "count"), [(1, 1), (4, 7)])
+def test_as_a_black_box_it_gives_the_same(exported: Exported, images: int, count: int) -> None:
+    """``onnx:student.onnx`` as a teacher, its adapter chosen by the graph's inputs."""
+    teacher = load_teacher(f"onnx:{exported.path}")
+    assert isinstance(teacher, OnnxTeacher) and teacher.adapter.name == "gaze-distill"
+    assert (teacher.input_size, teacher.heatmap_size, teacher.has_inout) == ((32, 48), (16, 20), True)
+    assert teacher.fingerprint["weights"] == exported.description["digest"]
+    given = heads(images, count)
+    own, other = OnnxGaze(exported.path)(*given), teacher(*given)
+    assert own.inout is not None and other.inout is not None
+    assert (own.heatmap - other.heatmap).abs().max() < 1e-4 and (own.inout - other.inout).abs().max() < 1e-4
 
 
 def test_no_head_is_no_row(exported: Exported) -> None:

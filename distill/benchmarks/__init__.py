@@ -6,4 +6,5 @@ BENCHMARKS: tuple[str, ...] = (
     "readers",
     "train",
     "metrics",
+    "teacher",
 )

@@ -12,6 +12,7 @@ EPILOG = """\
 examples:
   distill bench synth                    scenes a second on one core, JPEG encoding included (bar: 20)
   distill bench synth --scenes 200 --json
+  distill bench teacher                  forward passes a second, and what a cache build adds (bar: a tenth)
 """
 
 

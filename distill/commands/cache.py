@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from distill.teacher_options import add_teacher_options, fill_in_teacher, teacher_from, teacher_words
+
 if TYPE_CHECKING:
     from distill.console import Bar
     from distill.source import SceneSource
     from teachers.cache.format import Manifest
-    from teachers.contract import Teacher
     from teachers.runner import BuildRecord
 
 BUILD = """\
@@ -28,6 +28,8 @@ BUILD_EXAMPLES = """\
 examples:
   distill cache build --data gazefollow:/path --teacher gazelle_dinov2_vitb14 --views 4 --out caches/gf
   distill cache build --images photos/ --heads heads.csv --teacher demo --out caches/photos     (no gaze labels needed)
+  distill cache build --data gazefollow:/path --teacher onnx:model.onnx --out caches/gf         (a black box as a teacher)
+  distill cache build --data gazefollow:/path --teacher timm:vit_large_patch16_dinov3 --weights my_decoder.safetensors --out caches/gf
   distill cache build ... --dry-run                                  rows, bytes and time before anything is written
   distill cache build ... --part 0/8                                 one of eight independent jobs, on any machines
   accelerate launch -m distill cache build ...                       one process per GPU
@@ -134,20 +136,10 @@ def _data_options(parser: argparse.ArgumentParser, required: bool) -> None:
         "--split", metavar="NAME", help="split of --data (default: trainval, everything in the training file)"
     )
     parser.add_argument(
-        "--teacher", required=required, metavar="NAME|PATH", help="a teacher: see `distill teachers list`"
+        "--teacher", required=required, metavar="NAME|PATH", help="a teacher: see `distill teachers list`; onnx:FILE is a black box"
     )
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="a timm: teacher's decoder weights")
-    parser.add_argument(
-        "--backbone-weights", type=Path, metavar="FILE", help="a timm: teacher's backbone weights, if not timm's own"
-    )
-    parser.add_argument(
-        "--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the fastest there is)"
-    )
-    # `verify` takes it from the cache.
-    precision = "fp32" if required else None
-    parser.add_argument(
-        "--precision", choices=("fp32", "fp16", "bf16"), default=precision, help="of the forward pass (default: fp32)"
-    )
+    # `verify` takes the precision from the cache, and a compiled teacher is the same teacher.
+    add_teacher_options(parser, precision="fp32" if required else None, compiled=required)
 
 
 def _positive(text: str) -> int:
@@ -182,36 +174,10 @@ def _source(spec: str, split: str | None, views: dict[str, Any]) -> SceneSource:
     return SceneSource(open_data(spec, split or "trainval"), ViewPolicy(**views), spec=spec)
 
 
-def _teacher(args: argparse.Namespace) -> Teacher:
-    from teachers.catalogue import load_teacher
-
-    return load_teacher(
-        args.teacher,
-        device=_device(args.device),
-        precision=args.precision,
-        weights=args.weights,
-        backbone_weights=args.backbone_weights,
-    )
-
-
-def _device(name: str) -> str:
-    """``auto`` resolved: this process's GPU, else Apple's, else the CPU."""
-    import torch
-
-    if name != "auto":
-        return name
-    if torch.cuda.is_available():
-        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
 def _command(args: argparse.Namespace, spec: str, split: str, seed: int, codec: str) -> str:
     """The command line that builds this cache, without --out: the cache names it when something must be mended."""
     words = ["distill", "cache", "build", "--data", spec, "--split", split, "--teacher", args.teacher]
-    words += ["--weights", str(args.weights)] if args.weights else []
-    words += ["--backbone-weights", str(args.backbone_weights)] if args.backbone_weights else []
-    words += ["--views", str(args.views), "--codec", codec, "--seed", str(seed)]
-    words += ["--precision", args.precision] if args.precision != "fp32" else []
+    words += ["--views", str(args.views), "--codec", codec, "--seed", str(seed), *teacher_words(args)]
     return shlex.join(words)
 
 
@@ -237,7 +203,7 @@ def run_build(args: argparse.Namespace) -> int:
         views = dict(there.source.get("views", {}))
     spec = _spec(args)
     source = _source(spec, args.split, views)
-    teacher = _teacher(args)
+    teacher = teacher_from(args, args.teacher)
     if args.dry_run:
         plan = plan_build(
             args.out,
@@ -348,7 +314,7 @@ def run_verify(args: argparse.Namespace) -> int:
 
     report = verify_rows(
         reader,
-        _teacher(args),
+        teacher_from(args, args.teacher),
         _source(_spec(args), args.split, dict(reader.manifest.source["views"])),
         args.rows,
         args.seed,
@@ -381,15 +347,12 @@ def _fill_in(args: argparse.Namespace, manifest: Manifest) -> None:
     from distill.errors import ConfigurationError
 
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
-    for name in ("--data", "--split", "--teacher", "--weights", "--backbone-weights", "--precision"):
+    for name in ("--data", "--split"):
         parser.add_argument(name)
-    built, _ = parser.parse_known_args(shlex.split(manifest.command))
+    words = shlex.split(manifest.command)
+    built, _ = parser.parse_known_args(words)
     if args.data is None and args.images is None:
         args.data, args.split = built.data, args.split or built.split
-    args.precision = args.precision or built.precision or "fp32"
-    if args.teacher is None:
-        args.teacher = built.teacher
-        args.weights = args.weights or (built.weights and Path(built.weights))
-        args.backbone_weights = args.backbone_weights or (built.backbone_weights and Path(built.backbone_weights))
+    fill_in_teacher(args, words)
     if args.teacher is None or (args.data is None and args.images is None):
         raise ConfigurationError("the cache does not say what it was built from; give --data and --teacher")

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from distill.teacher_options import add_teacher_options, teacher_from
+
 EPILOG = """\
 examples:
   distill teachers list
@@ -13,6 +15,14 @@ examples:
   distill teachers convert gazelle_dinov2_vitb14.pt --arch gazelle_dinov2_vitb14 --backbone dinov2_vitb14.safetensors --out teachers/b14
   distill teachers convert runs/demo_teacher --out teachers/mine --half
   distill teachers check teachers/mine
+  distill teachers check gazelle_dinov2_vitb14 --precision bf16 --compile
+  distill teachers check onnx:gazelle_hgnetv2_n_inout_1x3x640x640_1xNx4.onnx --adapter gazelle-dinov3
+  distill teachers check timm:vit_base_patch16_dinov3 --weights my_decoder.safetensors --input-size 512
+"""
+CHECK = """\
+Load a teacher strictly, run it on noise, and print its digest, speed and arithmetic: GFLOP of an image (backbone) and of a head
+(decoder), two for a multiply-add; what was achieved; MFU, the share of the device's peak: of its data sheet for a known GPU, else of a
+matrix product in the same precision measured in the same run. Exit code 1 if an answer is not finite.
 """
 
 
@@ -37,8 +47,17 @@ def register(subparsers: Any) -> None:
     show.add_argument("--json", action="store_true", help="the same facts as JSON")
     show.set_defaults(run=run_list)
 
-    pull = actions.add_parser("pull", help="fetch a published teacher and store it (needs a network)", **_example("pull"))
+    pull = actions.add_parser(
+        "pull", help="fetch a published teacher and store it; verify one that is there",
+        description="Fetch a published teacher, going on where an earlier download broke off, verify its SHA-256, and store it. Without a "
+        "network the error says where to put the file by hand; pull then takes it from there.",
+        **_example("pull"),
+    )
     pull.add_argument("name", help="a name that `distill teachers list` shows")
+    pull.add_argument(
+        "--backbone", "--backbone-weights", type=Path, metavar="FILE", help="backbone weights for a decoder-only teacher (default: timm's own)"
+    )
+    pull.add_argument("--json", action="store_true", help="the result as JSON on standard output")
     pull.set_defaults(run=run_pull)
 
     convert = actions.add_parser(
@@ -46,17 +65,28 @@ def register(subparsers: Any) -> None:
     )
     convert.add_argument("source", type=Path, help="a run directory, a stored model, or a published .pt or .safetensors file")
     convert.add_argument("--arch", default="", metavar="NAME", help="what a published file is: a name of the list")
-    convert.add_argument("--backbone", type=Path, metavar="FILE", help="backbone weights for a decoder-only file (timm's names)")
+    convert.add_argument(
+        "--backbone", "--backbone-weights", type=Path, metavar="FILE", help="backbone weights for a decoder-only file (timm's names)"
+    )
     convert.add_argument("--name", default="", help="the teacher's name (default: the name of --out)")
     convert.add_argument("--half", action="store_true", help="store in float16: half the size")
     convert.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory to write")
     convert.set_defaults(run=run_convert)
 
-    check = actions.add_parser("check", help="load a teacher strictly, run it, print its digest and speed", **_example("check"))
-    check.add_argument("name", help="a name of the list, or a directory")
-    check.add_argument("--device", default="cpu", help="auto, cpu or cuda")
+    check = actions.add_parser("check", help="load a teacher strictly, run it, print its digest and speed", description=CHECK, **_example("check"))
+    check.add_argument("name", help="a name of the list, a directory, timm:BACKBONE or onnx:FILE")
+    check.add_argument("--images", type=_positive, default=4, metavar="N", help="pictures in a pass (default: 4)")
+    check.add_argument("--heads", type=_positive, default=2, metavar="K", help="heads in each picture (default: 2)")
+    add_teacher_options(check)
     check.add_argument("--json", action="store_true", help="the same facts as JSON")
     check.set_defaults(run=run_check)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return value
 
 
 def run_list(options: argparse.Namespace) -> int:
@@ -100,11 +130,28 @@ def run_list(options: argparse.Namespace) -> int:
 
 
 def run_pull(options: argparse.Namespace) -> int:
-    """Fetch one teacher."""
-    from distill.console import print_result
+    """Fetch one teacher, or verify it."""
+    from distill.console import print_json, print_result
+    from distill.fetching import download_progress
     from teachers.catalogue import pull
+    from teachers.download import CATALOGUE, FIRST_USE, digest_file
 
-    print_result(f"{options.name} is in {pull(options.name)}")
+    with download_progress() as report:
+        pulled = pull(options.name, backbone=options.backbone, report=report)
+    file = pulled.file
+    if options.json:
+        facts = None if file is None else {"path": str(file.path), "sha256": file.sha256, "trust": file.trust, "fetched": file.fetched}
+        print_json({"name": options.name, "directory": str(pulled.directory), "weights_digest": pulled.weights_digest, "file": facts})
+        return 0
+    print_result(f"{options.name} is in {pulled.directory}, digest of its weights {pulled.weights_digest}")
+    if file is None:
+        print_result("its published file is no longer here and was not compared; the stored weights fit their digest")
+        return 0
+    vouched = {
+        CATALOGUE: "as the catalogue says", FIRST_USE: f"first seen now, trusted because it fits the architecture, recorded in {digest_file(file.path).name}"
+    }
+    said = vouched.get(file.trust, "as recorded when it was first used")
+    print_result(f"{file.path} ({'fetched' if file.fetched else 'was there'}): SHA-256 {file.sha256}, {said}")
     return 0
 
 
@@ -114,6 +161,7 @@ def run_convert(options: argparse.Namespace) -> int:
     from distill.errors import ConfigurationError
     from distill.training import stored_model_path
     from teachers.convert import assemble
+    from teachers.download import sha256_of
     from teachers.errors import UnknownModelError
     from teachers.model import parameter_count
     from teachers.published import CATALOGUE
@@ -132,7 +180,7 @@ def run_convert(options: argparse.Namespace) -> int:
             raise UnknownModelError.of("architecture", options.arch, CATALOGUE, "give the file's own with --arch")
         entry = CATALOGUE[options.arch]
         model = assemble(entry.config, options.source, options.backbone)
-        facts = {"source": options.source.name, "licence": entry.licence, "metrics": entry.metrics}
+        facts = {"source": options.source.name, "sha256": sha256_of(options.source), "licence": entry.licence, "metrics": entry.metrics}
     else:
         raise ConfigurationError(f"{options.source} does not exist; give a run, a stored model or a checkpoint file")
     facts["parameters_m"] = round(parameter_count(model) / 1e6, 2)
@@ -144,32 +192,42 @@ def run_convert(options: argparse.Namespace) -> int:
 
 def run_check(options: argparse.Namespace) -> int:
     """Load, run on noise, report."""
-    import time
+    import statistics
 
+    import numpy as np
     import torch
 
     from distill.console import print_json, print_result
-    from distill.predicting import resolve_device
-    from teachers.catalogue import load_teacher
+    from distill.throughput import noise, seconds_each, use_of_device
+    from teachers.model import parameter_count
+    from teachers.model_teacher import ModelTeacher, has_units
 
-    teacher = load_teacher(options.name, device=resolve_device(options.device))
-    images = torch.rand(4, 3, *teacher.input_size, generator=torch.Generator().manual_seed(0))
-    boxes = torch.tensor([[0.2, 0.1, 0.4, 0.4], [0.5, 0.1, 0.7, 0.5]]).repeat(4, 1)
-    index = torch.arange(4).repeat_interleave(2)
-    times = []
-    for _ in range(4):
-        began = time.perf_counter()
-        output = teacher(images, boxes, index)
-        finite = bool(output.heatmap.isfinite().all()) and (output.inout is None or bool(output.inout.isfinite().all()))
-        times.append(time.perf_counter() - began)
-    facts = {
+    teacher = teacher_from(options, options.name)
+    batch = noise(teacher.input_size, options.images, options.heads)
+    heatmap, inout = batch.run(teacher)
+    finite = bool(np.isfinite(heatmap).all()) and (inout is None or bool(np.isfinite(inout).all()))
+    seconds = statistics.median(seconds_each({"pass": lambda: batch.run(teacher)}, rounds=3)["pass"])
+    heads = options.images * options.heads
+    facts: dict[str, Any] = {
         "name": teacher.name, "digest": teacher.fingerprint["weights"], "input_size": list(teacher.input_size),
-        "heatmap_size": list(teacher.heatmap_size), "inout": teacher.has_inout, "finite": finite,
-        "images_per_s": round(4 / sorted(times)[1], 2), "heads_per_s": round(8 / sorted(times)[1], 2), "device": teacher.device,
+        "heatmap_size": list(teacher.heatmap_size), "inout": teacher.has_inout, "finite": finite, "device": teacher.device,
+        "images": options.images, "heads": heads, "images_per_s": round(options.images / seconds, 2), "heads_per_s": round(heads / seconds, 2),
     }
+    if isinstance(teacher, ModelTeacher):
+        facts |= {
+            "parameters_m": round(parameter_count(teacher.model) / 1e6, 2), "precision": teacher.precision, "compiled": options.compiled,
+            "precision_units": has_units(torch.device(teacher.device), teacher.precision),
+        }
+    else:
+        adapter = {"name": teacher.adapter.name, **teacher.adapter.to_json()}
+        facts |= {"precision": "of the graph", "adapter": adapter, "runtime": teacher.fingerprint["runtime"]}
+    facts |= use_of_device(teacher, options.images, heads, seconds)
     if options.json:
         print_json(facts)
-    else:
-        for key, value in facts.items():
-            print_result(f"{key:>14}  {value}")
+        return 0 if finite else 1
+    if facts.get("precision_units") is False:
+        facts["precision"] = f"{facts['precision']} (this device has no units for it: right answers, and slower than fp32)"
+    facts.pop("precision_units", None)
+    for key, value in facts.items():
+        print_result(f"{key:>14}  {'not to be counted in a black box' if value is None else value}")
     return 0 if finite else 1
