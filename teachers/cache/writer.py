@@ -6,7 +6,7 @@ import contextlib
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import replace as with_changes
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +100,7 @@ def _request(
             "give another --out, or ask for what the cache holds"
         )
     grown = there.grown(keys, views, scenes_per_shard)
-    return (there, True) if grown is there else (replace(grown, command=wanted.command), False)
+    return (there, True) if grown is there else (with_changes(grown, command=wanted.command), False)
 
 
 def plan_manifest(cache: Path, wanted: Manifest, keys: Iterable[str], views: int, scenes_per_shard: int) -> Manifest:
@@ -147,10 +147,12 @@ def skipped_reasons(entries: Sequence[tuple[int, str, str]]) -> bytes:
     return canonical([list(entry) for entry in entries])
 
 
-def write_shard(cache: Path, span: Span, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> int:
-    """Write one shard whole; returns its size in bytes. One that is there already is left alone (size 0)."""
+def write_shard(
+    cache: Path, span: Span, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], *, replace: bool = False
+) -> int:
+    """Write one shard whole; returns its size in bytes. One that is there already is left alone (size 0) without ``replace``."""
     path = shard_path(cache, span.shard)
-    if path.exists():
+    if path.exists() and not replace:
         return 0
     path.parent.mkdir(exist_ok=True)
     return write_whole(path, shard_chunks(tensors, metadata))
