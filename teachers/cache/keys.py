@@ -15,7 +15,7 @@ from teachers.errors import CacheError
 
 KEY_BYTES = 8
 # Keys that are digested at a time: large enough for numpy, small enough not to count.
-CHUNK = 4096
+CHUNK = 1024
 
 
 def key_digest(key: str) -> bytes:

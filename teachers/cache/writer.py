@@ -83,11 +83,10 @@ def _locked(cache: Path) -> Iterator[None]:
 
 
 def _request(
-    cache: Path, wanted: Manifest, keys: Iterable[str], views: int, scenes_per_shard: int
+    cache: Path, wanted: Manifest, keys: Sequence[str], views: int, scenes_per_shard: int
 ) -> tuple[Manifest, bool]:
     """(the manifest that serves the request, whether it is what ``cache`` holds already)."""
-    keys = tuple(keys)
-    if not keys:
+    if not len(keys):
         raise CacheError("the data set has no scenes; check --data and --split")
     if not (cache / MANIFEST).exists():
         if cache.is_dir() and any(not path.name.startswith(".") for path in cache.iterdir()):
@@ -103,17 +102,16 @@ def _request(
     return (there, True) if grown is there else (with_changes(grown, command=wanted.command), False)
 
 
-def plan_manifest(cache: Path, wanted: Manifest, keys: Iterable[str], views: int, scenes_per_shard: int) -> Manifest:
+def plan_manifest(cache: Path, wanted: Manifest, keys: Sequence[str], views: int, scenes_per_shard: int) -> Manifest:
     """The manifest that :func:`settle_manifest` would leave; nothing is written."""
     return _request(cache, wanted, keys, views, scenes_per_shard)[0]
 
 
-def settle_manifest(cache: Path, wanted: Manifest, keys: Iterable[str], views: int, scenes_per_shard: int) -> Manifest:
+def settle_manifest(cache: Path, wanted: Manifest, keys: Sequence[str], views: int, scenes_per_shard: int) -> Manifest:
     """Create or grow ``cache``'s manifest so that it covers ``keys`` × ``views``; an identical request changes nothing.
 
     ``wanted`` carries the identity and no segments. Raises :class:`CacheError` if ``cache`` holds anything else.
     """
-    keys = tuple(keys)
     manifest, current = _request(cache, wanted, keys, views, scenes_per_shard)
     if not current:
         cache.mkdir(parents=True, exist_ok=True)
