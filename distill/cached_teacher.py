@@ -12,7 +12,7 @@ from distill.scenes import Scene, SceneSet
 from distill.source import SceneSource
 from distill.views import ViewPolicy
 from students.errors import RunError
-from teachers.cache.ensemble import CacheEnsemble, open_caches
+from teachers.cache.ensemble import CacheEnsemble, Space, open_caches, split_spec
 from teachers.cache.format import Manifest
 from teachers.cache.reader import CachedView, CacheReader
 
@@ -60,19 +60,21 @@ def specs_of(cache: str) -> list[str]:
 def data_of_cache(cache: str) -> str:
     """The data set that a cache was built from, where a run names none."""
     first = next(iter(specs_of(cache)), "")
-    words = shlex.split(Manifest.load(Path(first)).command) if first else []
+    words = shlex.split(Manifest.load(Path(split_spec(first)[0])).command) if first else []
     if "--data" not in words[:-1]:
         raise ConfigurationError("no data set is given: set data in [data], or --data PATH")
     return words[words.index("--data") + 1]
 
 
-def open_cached_teacher(cache: str, scenes: SceneSet, heatmap_size: tuple[int, int], views: int = 0) -> CachedTeacher:
-    """The cached teacher for these scenes; ``views`` 0 takes all that are there.
+def open_cached_teacher(
+    cache: str, scenes: SceneSet, heatmap_size: tuple[int, int], views: int = 0, space: Space = "logit"
+) -> CachedTeacher:
+    """The cached teacher for these scenes; ``views`` 0 takes all that are there, and several caches average in ``space``.
 
     Refuses a cache of another data set, changed annotations, more views than it has, and scenes that it lacks. Scenes that
     were skipped when it was built are left out, with a note.
     """
-    reader = open_caches(specs_of(cache))
+    reader = open_caches(specs_of(cache), space)
     members: tuple[CacheReader, ...] = (reader,) if isinstance(reader, CacheReader) else tuple(reader.readers)
     views_there: Any = reader.source_identity.get("views")
     try:
@@ -99,8 +101,14 @@ def _notes(
     cache: str, reader: CacheReader | CacheEnsemble, members: tuple[CacheReader, ...], skipped: int, size: tuple[int, int]
 ) -> list[str]:
     notes = []
+    if isinstance(reader, CacheEnsemble):
+        parts = ", ".join(f"{member.path} ({weight:.3g})" for member, weight in zip(members, reader.weights, strict=True))
+        notes.append(f"the teacher is the average of caches {parts} in {'log-odds' if reader.space == 'logit' else 'probability'}")
     if skipped:
-        notes.append(f"{skipped} scenes were skipped when cache {cache} was built and are not trained on")
+        notes.append(
+            f"{skipped} scenes were skipped when cache {cache} was built and are not trained on; `distill cache info` lists them, and "
+            "`distill cache build ... --retry-skipped` computes them once their pictures are mended"
+        )
     for member in members:
         if member.heatmap_size != size:
             there, here = ("×".join(map(str, s)) for s in (member.heatmap_size, size))

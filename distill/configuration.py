@@ -49,7 +49,10 @@ class RunConfig:
     train_split: str = _option("data", "train", "split to train on: train leaves the carved validation scenes out")
     val_split: str = _option("data", "val", "split to choose the best student on; never test unless you say so here")
     val_scenes: int = _option("data", 0, "validate during training on the first so many scenes (0: all)")
-    cache: str = _option("data", "", "teacher cache made by `distill cache build`; several average: A:0.6,B:0.4")
+    cache: str = _option(
+        "data", "", "teacher cache made by `distill cache build`; several average: A:0.6,B:0.4, or the option twice", joined=True
+    )
+    ensemble_space: str = _option("data", "logit", "several caches average as log-odds (logit) or as probability")
     views: int = _option("data", 0, "views of each scene that are replayed from the cache (0: all that are there at the start)")
     batch_size: int = _option("data", 16, "pictures in a step, over all processes")
     accumulate: int = _option("data", 1, "split each step's batch into so many parts, for memory")
@@ -87,6 +90,8 @@ class RunConfig:
             )
         if not 0 <= self.augment <= 2:
             raise ConfigurationError(f"augment is {self.augment}; give a strength between 0 and 2")
+        if self.ensemble_space not in ("logit", "probability"):
+            raise ConfigurationError(f"ensemble_space is {self.ensemble_space!r}; use logit or probability")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigurationError(f"device is {self.device!r}; use auto, cpu or cuda")
 
@@ -179,6 +184,16 @@ def load_run_config(path: Path | None, overrides: Mapping[str, Any]) -> RunConfi
     return config_from_sections(sections, "command line")
 
 
+class Joined(argparse.Action):
+    """An option that may be given several times: its values are joined by commas, as a run file writes them."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        before = getattr(namespace, self.dest, "")
+        setattr(namespace, self.dest, f"{before},{values}" if before else values)
+
+
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """One option for every field of :class:`RunConfig`, present in the result only if it was given."""
     hints = get_type_hints(RunConfig)
@@ -195,7 +210,8 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         else:
             kind = hints[item.name]
             group.add_argument(
-                flag, type=kind, default=argparse.SUPPRESS, help=text, metavar={int: "N", float: "X"}.get(kind, "TEXT")
+                flag, type=kind, action=Joined if item.metadata.get("joined") else "store", default=argparse.SUPPRESS, help=text,
+                metavar={int: "N", float: "X"}.get(kind, "TEXT")
             )
 
 

@@ -34,6 +34,7 @@ from students.catalogue import build_student, student_config
 from students.errors import RunError
 from students.losses import LossWeights
 from students.trainer import Record, Trainer, TrainOptions
+from teachers.cache.ensemble import Space
 from teachers.catalogue import load_teacher
 from teachers.model import GazeModel
 from teachers.model_teacher import ModelTeacher
@@ -160,7 +161,8 @@ class Run:
         teacher: CachedTeacher | None = None
         policy, kept = ViewPolicy(seed=config.seed), self.scenes.scenes
         if config.cache:
-            teacher = open_cached_teacher(config.cache, self.scenes, self.model.heatmap_size, config.views)
+            space: Space = "probability" if config.ensemble_space == "probability" else "logit"
+            teacher = open_cached_teacher(config.cache, self.scenes, self.model.heatmap_size, config.views, space)
             policy, kept = teacher.policy, teacher.scenes
             self.config = config = replace(config, views=teacher.views)
             for note in teacher.notes:
