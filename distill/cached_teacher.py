@@ -19,7 +19,7 @@ from distill.scenes import Scene, SceneSet
 from distill.source import SceneSource
 from distill.views import ViewPolicy
 from students.errors import RunError
-from teachers.cache.ensemble import CacheEnsemble, open_caches
+from teachers.cache.ensemble import CacheEnsemble, Space, open_caches, split_spec
 from teachers.cache.format import Manifest
 from teachers.cache.reader import CachedView, CacheReader
 
@@ -87,26 +87,29 @@ def recorded_data(cache: str, option: str, instead: str = "") -> tuple[str, str]
 
     :class:`ConfigurationError`, which names ``option`` as the remedy, where it is not recorded or no longer there.
     """
-    words = shlex.split(Manifest.load(Path(cache)).command)
+    path = split_spec(cache)[0]
+    words = shlex.split(Manifest.load(Path(path)).command)
     built = dict(pairwise(words))
     spec, split = instead or built.get("--data", ""), built.get("--split", "trainval")
     if not spec:
-        raise ConfigurationError(f"cache {cache} does not record what it was built from; say where its pictures are with {option}")
+        raise ConfigurationError(f"cache {path} does not record what it was built from; say where its pictures are with {option}")
     if not place_of(spec).exists():
-        here = "" if instead else f" (cache {cache} was built from it)"
+        here = "" if instead else f" (cache {path} was built from it)"
         raise ConfigurationError(f"{place_of(spec)} does not exist{here}; say where its pictures are now with {option} SPEC, such as folder:DIR?heads=FILE")
     return spec, split
 
 
 def open_cached_teacher(
-    cache: str, scenes: SceneSet, heatmap_size: tuple[int, int], views: int = 0, *, option: str = "--views"
+    cache: str, scenes: SceneSet, heatmap_size: tuple[int, int], views: int = 0, space: Space = "logit", *, option: str = "--views"
 ) -> CachedTeacher:
     """The cached teacher for these scenes; ``views`` 0 takes all that are there, and ``option`` is what sets it otherwise.
+
+    Several caches average in ``space``.
 
     Refuses a cache of another data set, changed annotations, more views than it has, and scenes that it lacks. Scenes that
     were skipped when it was built are left out, with a note.
     """
-    reader = open_caches(specs_of(cache))
+    reader = open_caches(specs_of(cache), space)
     members: tuple[CacheReader, ...] = (reader,) if isinstance(reader, CacheReader) else tuple(reader.readers)
     views_there: Any = reader.source_identity.get("views")
     try:
@@ -135,8 +138,14 @@ def _notes(
     cache: str, reader: CacheReader | CacheEnsemble, members: tuple[CacheReader, ...], skipped: int, size: tuple[int, int]
 ) -> list[str]:
     notes = []
+    if isinstance(reader, CacheEnsemble):
+        parts = ", ".join(f"{member.path} ({weight:.3g})" for member, weight in zip(members, reader.weights, strict=True))
+        notes.append(f"the teacher is the average of caches {parts} in {'log-odds' if reader.space == 'logit' else 'probability'}")
     if skipped:
-        notes.append(f"{skipped} scenes were skipped when cache {cache} was built and are not trained on")
+        notes.append(
+            f"{skipped} scenes were skipped when cache {cache} was built and are not trained on; `distill cache info` lists them, and "
+            "`distill cache build ... --retry-skipped` computes them once their pictures are mended"
+        )
     for member in members:
         if member.heatmap_size != size:
             there, here = ("×".join(map(str, s)) for s in (member.heatmap_size, size))

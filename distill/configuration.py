@@ -52,7 +52,10 @@ class RunConfig:
     val_split: str = _option("data", "val", "split to choose the best student on; test needs --allow-test-selection")
     allow_test_selection: bool = _option("data", False, "let the best student be chosen on test; every table then says so")
     val_scenes: int = _option("data", 0, "validate during training on the first so many scenes (0: all)")
-    cache: str = _option("data", "", "teacher cache made by `distill cache build`; several average: A:0.6,B:0.4")
+    cache: str = _option(
+        "data", "", "teacher cache made by `distill cache build`; several average: A:0.6,B:0.4, or the option twice", joined=True
+    )
+    ensemble_space: str = _option("data", "logit", "several caches average as log-odds (logit) or as probability")
     views: int = _option("data", 0, "views of each scene that are replayed from the cache (0: all that are there at the start)")
     unlabelled: str = _option("data", "", "caches of further pictures, with head boxes and no labels, that are only distilled from: A,B")
     unlabelled_share: float = _option("data", 0.5, "share of every batch that is unlabelled, where there are labelled scenes too")
@@ -112,7 +115,11 @@ class RunConfig:
             raise ConfigurationError(f"unlabelled_share is {self.unlabelled_share}; give a fraction between 0 and 1, such as 0.5")
         if not 0 <= self.augment <= 2:
             raise ConfigurationError(f"augment is {self.augment}; give a strength between 0 and 2")
-        for name, known in (("device", ("auto", "cpu", "cuda")), ("optimizer", ("adamw", "sgd")), ("on_spike", ("warn", "hold"))):
+        known_values: tuple[tuple[str, tuple[str, ...]], ...] = (
+            ("device", ("auto", "cpu", "cuda")), ("optimizer", ("adamw", "sgd")), ("on_spike", ("warn", "hold")),
+            ("ensemble_space", ("logit", "probability")),
+        )
+        for name, known in known_values:
             if getattr(self, name) not in known:
                 raise ConfigurationError(f"{name} is {getattr(self, name)!r}; use {', '.join(known[:-1])} or {known[-1]}")
         for name in ("ema_decay", "momentum"):
@@ -212,6 +219,16 @@ def load_run_config(path: Path | None, overrides: Mapping[str, Any]) -> RunConfi
     return config_from_sections(sections, "command line")
 
 
+class Joined(argparse.Action):
+    """An option that may be given several times: its values are joined by commas, as a run file writes them."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        before = getattr(namespace, self.dest, "")
+        setattr(namespace, self.dest, f"{before},{values}" if before else values)
+
+
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """One option for every field of :class:`RunConfig`, present in the result only if it was given."""
     hints = get_type_hints(RunConfig)
@@ -228,7 +245,8 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         else:
             kind = hints[item.name]
             group.add_argument(
-                flag, type=kind, default=argparse.SUPPRESS, help=text, metavar={int: "N", float: "X"}.get(kind, "TEXT")
+                flag, type=kind, action=Joined if item.metadata.get("joined") else "store", default=argparse.SUPPRESS, help=text,
+                metavar={int: "N", float: "X"}.get(kind, "TEXT")
             )
 
 

@@ -15,6 +15,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -295,9 +296,17 @@ def _run_links(run: Path, *, exports: bool = True) -> Iterator[Link]:
 
 def _used_cache(run: Path, stated: str, made_of: Mapping[str, Any]) -> Iterator[Link]:
     """Teacher and cache of a run; a relative path is tried from here and from the directory that holds the run's ``runs``."""
+    teacher = _mapping(made_of, "teacher")
+    members = teacher.get("members")
+    if isinstance(members, list):  # an ensemble's, in the order of its caches
+        from teachers.cache.ensemble import split_spec
+
+        for spec, member in zip_longest(stated.split(","), members, fillvalue=""):
+            if isinstance(member, Mapping):
+                yield from _used_cache(run, split_spec(spec.strip())[0], member)
+        return
     places = [Path(stated), run.resolve().parent.parent / stated]
     found = next((place for place in places if stated and (place / "cache.json").is_file()), None)
-    teacher = _mapping(made_of, "teacher")
     if found is None:
         yield _teacher_link(teacher, "")
         yield Link("cache", stated or "unnamed", str(made_of["cache"]), ABSENT)

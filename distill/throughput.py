@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from teachers.contract import Teacher
 from teachers.model import GazeModel
 from teachers.model_teacher import PRECISIONS, ModelTeacher
-from teachers.runner import answer
+from teachers.shard_draft import answer
 
 # TFLOP/s, dense, from NVIDIA's data sheets; fp32 is without TF32, fp16 and bf16 with float32 sums. The first name found in
 # the GPU's own counts.

@@ -40,6 +40,7 @@ from students.catalogue import build_student, stored_student, student_config
 from students.errors import RunError
 from students.options import TrainOptions
 from students.trainer import Record, Trainer
+from teachers.cache.ensemble import Space
 from teachers.catalogue import load_model_teacher
 from teachers.model import GazeModel, ModelConfig
 from teachers.model_teacher import ModelTeacher
@@ -198,7 +199,8 @@ class Run:
         teacher: CachedTeacher | None = None
         policy = ViewPolicy(seed=config.seed)
         if config.cache:
-            teacher = open_cached_teacher(config.cache, self.scenes, self.model.heatmap_size, config.views)
+            space: Space = "probability" if config.ensemble_space == "probability" else "logit"
+            teacher = open_cached_teacher(config.cache, self.scenes, self.model.heatmap_size, config.views, space)
             policy = teacher.policy
             config = replace(config, views=teacher.views)
             for note in teacher.notes:

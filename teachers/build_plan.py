@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from teachers.build_work import choose_work, readable, scene_numbers, wanted_manifest
 from teachers.cache.codecs import codec_named
 from teachers.cache.format import MANIFEST, Manifest, Span
 from teachers.cache.reader import CacheReader
 from teachers.cache.writer import plan_manifest
 from teachers.contract import Teacher, ViewSource
-from teachers.runner import answer, has_scenes, scene_numbers, wanted_manifest
+from teachers.shard_draft import answer
 
 # A header of six tensors and the metadata takes 750 to 900 bytes.
 HEADER_BYTES = 1000
@@ -22,7 +24,7 @@ HEADER_BYTES = 1000
 
 @dataclass(frozen=True, slots=True)
 class BuildPlan:
-    """What a build would do, for all parts together: ``rows`` and ``bytes`` of the missing shards, ``seconds`` in one process."""
+    """What a build would do: ``rows`` and ``bytes`` of the shards that it would compute, ``seconds`` in one process."""
 
     scenes: int
     heads: int
@@ -46,38 +48,37 @@ def plan_build(
     scenes_per_shard: int = 64,
     batch_images: int = 16,
     trial: bool = True,
+    part: tuple[int, int] = (0, 1),
+    rebuild: Collection[int] = (),
+    retry_skipped: bool = False,
 ) -> BuildPlan:
     """What :func:`build_cache` would do, without writing anything.
 
-    ``heads(scene)`` counts the heads of a scene of ``source``. ``seconds`` is estimated from two batches of the first scene
-    that is missing, in one process (0 without ``trial``). Raises as :func:`build_cache` does before its first batch.
+    ``heads(scene)`` counts the heads of a scene of ``source``. ``seconds`` is estimated from one batch of the first scenes
+    that are missing, in one process (0 without ``trial``). Raises as :func:`build_cache` does before its first batch.
     """
     path = Path(path)
     wanted = wanted_manifest(teacher, source, codec)
     manifest = plan_manifest(path, wanted, source.keys, views, scenes_per_shard)
-    known = 0
-    missing = set(range(manifest.shards))
-    if (path / MANIFEST).exists():
-        reader = CacheReader(path)
+    reader = CacheReader(path) if (path / MANIFEST).exists() else None
+    known = 0 if reader is None else reader.scenes
+    if reader is not None and not rebuild:
         reader.check_annotations(source)
-        known, missing = reader.scenes, missing - (set(range(reader.manifest.shards)) - set(reader.missing_shards()))
     numbers = scene_numbers(manifest, source)
-    spans = [
-        span
-        for span in manifest.spans()
-        if span.shard in missing and span.view_start < views and has_scenes(span, numbers, source, path)
-    ]
+    spans = list(
+        choose_work(
+            path, manifest, reader, numbers, source, views=views, size=teacher.input_size, part=part, rebuild=rebuild,
+            retry_skipped=retry_skipped,
+        ).spans()
+    )
     rows = images = size = 0
     for span in spans:
         inside = sum(heads(int(number)) for number in numbers[span.scene_start : span.scene_stop])
         rows += inside * span.views
         images += span.scenes * span.views
         size += _shard_bytes(manifest, span, inside * span.views)
-    seconds = (
-        _trial(teacher, source, int(numbers[spans[0].scene_start]), views, batch_images, images)
-        if spans and trial
-        else 0.0
-    )
+    first = (int(number) for span in spans for number in numbers[span.scene_start : span.scene_stop])
+    seconds = _trial(teacher, source, first, views, batch_images, images) if spans and trial else 0.0
     return BuildPlan(
         manifest.scenes,
         sum(map(heads, range(len(source.keys)))),
@@ -99,20 +100,26 @@ def _shard_bytes(manifest: Manifest, span: Span, rows: int) -> int:
     return HEADER_BYTES + rows * row + span.scenes * (49 + 48 * span.views) + 8
 
 
-def _trial(teacher: Teacher, source: ViewSource, number: int, views: int, batch_images: int, images: int) -> float:
-    """Seconds that ``images`` views would take, from one scene's views loaded and run twice; the first is to warm up."""
-    count = min(views, batch_images)
-    seconds = 0.0
-    for _ in range(2):
+def _trial(teacher: Teacher, source: ViewSource, scenes: Iterator[int], views: int, batch_images: int, images: int) -> float:
+    """Seconds that ``images`` views would take, from a batch of the first scenes loaded and run twice; the first is to warm up.
+
+    Scenes that cannot be read are passed over: the build will say what is to become of them.
+    """
+    chosen: list[int] = []
+    seconds, count = 0.0, min(views, batch_images)
+    for scene in scenes:
+        if not readable(source, scene, teacher.input_size):
+            continue
+        chosen.append(scene)
+        if len(chosen) * count >= batch_images:
+            break
+    for _ in range(2 if chosen else 0):
         started = time.perf_counter()
-        loaded = source.load(number, range(count), teacher.input_size)
-        heads = loaded.boxes.shape[1]
-        if heads:
-            answer(
-                teacher,
-                loaded.images,
-                loaded.boxes.reshape(-1, 4).astype(np.float32),
-                np.repeat(np.arange(count), heads),
-            )
+        loaded = [source.load(scene, range(count), teacher.input_size) for scene in chosen]
+        pictures = [one for one in loaded if one.boxes.shape[1]]
+        if pictures:
+            heads = np.concatenate([np.full(count, one.boxes.shape[1]) for one in pictures])
+            boxes = np.concatenate([one.boxes.reshape(-1, 4) for one in pictures]).astype(np.float32)
+            answer(teacher, torch.cat([one.images for one in pictures]), boxes, np.repeat(np.arange(len(heads)), heads))
         seconds = time.perf_counter() - started
-    return seconds / count * images
+    return seconds / (count * len(chosen)) * images if chosen else 0.0

@@ -19,7 +19,7 @@ from distill.scenes import IN, OUT, Head, Scene, SceneSet
 from distill.source import SceneSource
 from distill.views import ViewPolicy
 from teachers.contract import GazeOutput
-from teachers.runner import BuildSummary, build_cache
+from teachers.runner import BuildRecord, BuildSummary, build_cache
 
 
 class TinyTeacher(nn.Module):
@@ -87,15 +87,23 @@ def shard_files(cache: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((cache / "shards").glob("[0-9]*"))}
 
 
+def tell(line: str) -> None:
+    """One line to standard output in one write: processes that share it do not tear each other's lines."""
+    os.write(1, f"{line}\n".encode())
+
+
 def watched_build(cache: Path, pictures: Path) -> None:
-    """Build, and at the moment that HOLD names (``flush:3``, ``pass:2``) say so and wait to be killed."""
+    """Build, note every shard that is computed in the file that LOG names, and be killed as HOLD says.
+
+    ``flush:3`` or ``pass:2`` say so at that moment and wait for the kill; ``after:0.02`` says so at once and goes on.
+    """
     moment, _, count = os.environ.get("HOLD", "").partition(":")
     seen = {"pass": 0, "flush": 0}
 
     def announce(what: str) -> None:
         seen[what] += 1
         if what == moment and seen[what] == int(count):
-            print(f"holding {os.getpid()}", flush=True)
+            tell(f"holding {os.getpid()}")
             time.sleep(600)
 
     class Watched(TinyTeacher):
@@ -109,9 +117,16 @@ def watched_build(cache: Path, pictures: Path) -> None:
         announce("flush")
         flush(handle)
 
+    def note(record: BuildRecord) -> None:
+        with open(os.environ["LOG"], "a") as file:
+            file.write(f"{os.getpid()} {record.shard}\n")
+
     os.fsync = announced_flush
-    summary = build(cache, make_source(make_scenes(pictures, 22)), Watched())
-    print(f"done {summary.shards_written} {summary.shards_present}", flush=True)
+    source = make_source(make_scenes(pictures, 22))
+    if moment == "after":
+        tell(f"holding {os.getpid()}")
+    summary = build(cache, source, Watched(), report=note if "LOG" in os.environ else None)
+    tell(f"done {summary.shards_written} {summary.shards_present}")
 
 
 def serve() -> None:
@@ -129,7 +144,8 @@ def serve() -> None:
                 watched_build(Path(cache), Path(pictures))
                 os._exit(0)
             children.append(child)
-        print("status", *(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children), flush=True)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        tell(" ".join(map(str, ["status", *codes])))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from teachers.cache.ensemble import CacheEnsemble, average, open_caches
 from teachers.cache.reader import CacheReader
 from teachers.cache.verify import verify_rows
 from teachers.errors import CacheError
-from teachers.runner import BuildRecord, answer
+from teachers.runner import BuildRecord
+from teachers.shard_draft import answer
 
 
 def inodes(cache: Path) -> dict[str, tuple[int, int]]:
@@ -190,7 +191,7 @@ def test_changed_annotations_and_pictures_are_noticed(tmp_path: Path) -> None:
         source = make_source([*scenes[:5], replace(scenes[5], heads=(changed, *scenes[5].heads[1:]))])
         with pytest.raises(
             CacheError,
-            match=rf"the {what} of scene '005.png' have changed: .* [0-9a-f]{{32}}, now [0-9a-f]{{32}}; delete .*00001.safetensors and run",
+            match=rf"the {what} of scene '005.png' have changed: .* [0-9a-f]{{32}}, now [0-9a-f]{{32}}; run `.* --rebuild 1`",
         ):
             CacheReader(cache).check_annotations(source)
         with pytest.raises(CacheError, match="have changed"):
@@ -222,7 +223,7 @@ def test_a_corrupt_picture_stops_or_is_skipped_and_listed(tmp_path: Path) -> Non
     reader = CacheReader(cache)
     assert reader.covers(source.keys) == ([], ["005.png"])
     assert [(row.key, row.shard) for row in reader.skipped()] == [("005.png", 1)]
-    with pytest.raises(CacheError, match=r"'005.png' was skipped .*delete .*00001.safetensors"):
+    with pytest.raises(CacheError, match=r"'005.png' was skipped .*run `.* --retry-skipped`"):
         reader.read("005.png", 0)
     assert len(reader.read("004.png", 2).heatmap) == 1 and len(reader.read("008.png", 2).heatmap) == 2
     reader.check_annotations(source)
@@ -264,10 +265,10 @@ def test_any_flipped_bit_is_found_and_named(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         found = dict(CacheReader(cache).check_shards())
         assert found[0] is None
-        assert found[1] is not None and "00001.safetensors" in str(found[1]) and "delete" in str(found[1]), place
+        assert found[1] is not None and "00001.safetensors" in str(found[1]) and "--rebuild 1`" in str(found[1]), place
     for wrong in (b"", good[:-1], good[: header + 40], good + b"\0", good[:5]):
         path.write_bytes(wrong)
-        with pytest.raises(CacheError, match=r"00001.safetensors is damaged .*only what is missing"):
+        with pytest.raises(CacheError, match=r"00001.safetensors is damaged .*--rebuild 1`: just that shard"):
             CacheReader(cache).read(source.keys[4], 0)
     # A whole shard in another's place is no less a stranger.
     path.write_bytes((cache / "shards/00000.safetensors").read_bytes())
@@ -301,9 +302,9 @@ def test_few_maps_are_open_and_a_pickled_reader_reads_the_same(tmp_path: Path) -
     build(cache, source, scenes_per_shard=1)
     reader = CacheReader(cache, open_shards=3)
     maps = {key: reader.read(key, 1).heatmap for key in source.keys}
-    assert len(reader._table.open) == 3
+    assert len(reader._table.process.open) == 3
     other = pickle.loads(pickle.dumps(reader))
-    assert not other._table.open
+    assert not other._table.process.open
     assert all(np.array_equal(other.read(key, 1).heatmap, maps[key]) for key in reversed(source.keys))
     row = other.read(source.keys[2], 1)
     row.heatmap[:] = 0.0
@@ -389,11 +390,16 @@ def test_an_ensemble_averages_in_log_odds_or_probability(tmp_path: Path) -> None
         CacheEnsemble([(a, 1.0), (CacheReader(tmp_path / "c"), 1.0)])
     for bad, told in (
         ([f"{tmp_path}/a:x"], "weight 'x' is no number"),
-        ([f"{tmp_path}/a:0", f"{tmp_path}/b:1"], "weights above 0"),
+        ([f"{tmp_path}/a:0", f"{tmp_path}/b:1"], "weight 0 is not a finite number above 0"),
+        ([f"{tmp_path}/a:inf", f"{tmp_path}/b:1"], "weight inf is not a finite"),
+        ([f"{tmp_path}/a:nan"], "weight nan is not a finite"),
+        ([f"{tmp_path}/a:-1"], "weight -1 is not a finite"),
         ([], "no cache"),
     ):
         with pytest.raises(CacheError, match=told):
             open_caches(bad)
+    with pytest.raises(CacheError, match="finite weights above 0"):
+        CacheEnsemble([(a, float("inf")), (b, 1.0)])
 
 
 def test_a_source_is_known_by_reader_split_and_policy_not_by_its_folder(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_build_verify_info(pictures: Path, tmp_path: Path, capsys: pytest.Captur
     assert json.loads(capsys.readouterr().out)["rows"] == 10
     (out / "shards/00001.safetensors").write_bytes(b"cut")
     (out / "shards/00002.safetensors").unlink()
-    with pytest.raises(CacheError, match=r"00001.safetensors is damaged .*; 1 more shards are wrong"):
+    with pytest.raises(CacheError, match=r"1 damaged shards \(1\) and 1 missing shards \(2\); run `.* --rebuild 1`: .*; then run `.*`: only what is missing"):
         distill("verify", out)
 
 

@@ -14,7 +14,8 @@ from cache_world import TinyTeacher, build, make_scenes, make_source
 from safetensors import safe_open
 
 from teachers.cache.codecs import CODECS
-from teachers.cache.format import Manifest, key_digest, key_digests
+from teachers.cache.format import Manifest
+from teachers.cache.keys import key_digest, key_digests
 from teachers.cache.reader import CacheReader
 from teachers.errors import CacheError
 

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +25,7 @@ class Builds:
     """Starts builds in processes of their own and says how they ended."""
 
     def __init__(self, server: subprocess.Popen[str]) -> None:
-        self._server = server
+        self._server, self.hits = server, 0
 
     def _line(self) -> list[str]:
         assert self._server.stdout is not None
@@ -36,13 +37,24 @@ class Builds:
             json.dumps([[str(cache), str(pictures), one] for one in environments]), file=self._server.stdin, flush=True
         )
 
-    def kill(self, cache: Path, pictures: Path, moment: str) -> None:
-        """Start a build and SIGKILL it at ``moment``."""
-        self.start(cache, pictures, {"HOLD": moment})
+    def kill(self, cache: Path, pictures: Path, moment: str, log: Path) -> int:
+        """Start a build and SIGKILL it at ``moment``; returns its process id."""
+        self.start(cache, pictures, {"HOLD": moment, "LOG": str(log)})
         told, process = self._line()
         assert told == "holding", "the build ended before it could be killed"
+        what, _, when = moment.partition(":")
+        if what == "after":
+            time.sleep(float(when))
         os.kill(int(process), signal.SIGKILL)
-        assert self._line() == ["status", "-9"]
+        line = self._line()
+        if what == "after" and line[0] == "done":
+            # It was through before the blow fell; what it left is judged all the same.
+            line = self._line()
+        else:
+            self.hits += 1
+        assert line in (["status", "-9"], ["status", "0"])
+        assert what == "after" or line[1] == "-9"
+        return int(process)
 
     def finish(self, cache: Path, pictures: Path, *environments: dict[str, str]) -> list[list[str]]:
         """Builds side by side, one for each environment: (shards written, shards present) of each."""
@@ -80,18 +92,41 @@ def inodes(cache: Path) -> dict[str, tuple[int, int]]:
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
 
 
+def check_log(log: Path, killed: dict[int, tuple[set[str], set[str]]], last: set[str]) -> None:
+    """No shard was computed twice but one that was in flight when its process was killed.
+
+    ``killed`` has for each process, in order, the shards on disk before it began and after it was killed; ``last`` those before the
+    build that was left in peace.
+    """
+    computed: dict[int, set[str]] = {}
+    for line in log.read_text().splitlines() if log.exists() else ():
+        process, shard = map(int, line.split())
+        computed.setdefault(process, set()).add(f"{shard:05d}.safetensors")
+    for process, (before, after) in killed.items():
+        begun = computed.pop(process, set())
+        assert not begun & before, "a finished shard was computed again"
+        assert len(begun - after) <= 1, "more than the shard in flight was lost"
+    (peaceful,) = computed.values() or (set(),)
+    assert not peaceful & last, "a finished shard was computed again"
+
+
 def survive(builds: Builds, tmp_path: Path, moments: list[str]) -> None:
-    pictures, cache, finished = tmp_path / "pictures", tmp_path / "cache", {}
+    pictures, cache, log = tmp_path / "pictures", tmp_path / "cache", tmp_path / "log"
     scenes = make_scenes(pictures, 22)
+    finished: dict[str, tuple[int, int]] = {}
+    killed: dict[int, tuple[set[str], set[str]]] = {}
     for moment in moments:
-        builds.kill(cache, pictures, moment)
-        assert inodes(cache).items() >= finished.items(), "a finished shard was written again"
+        before = finished
+        process = builds.kill(cache, pictures, moment, log)
         finished = inodes(cache)
+        killed[process] = set(before), set(finished)
+        assert finished.items() >= before.items(), "a finished shard was written again"
         if (cache / "cache.json").exists():
             reader = CacheReader(cache)
             missing = set(reader.missing_shards())
             assert all(error is None for shard, error in reader.check_shards() if shard not in missing)
-    assert builds.finish(cache, pictures) == [[str(6 - len(finished)), str(len(finished))]]
+    assert builds.finish(cache, pictures, {"LOG": str(log)}) == [[str(6 - len(finished)), str(len(finished))]]
+    check_log(log, killed, set(finished))
     assert inodes(cache).items() >= finished.items()
     build(tmp_path / "calm", make_source(scenes))
     assert shard_files(cache) == shard_files(tmp_path / "calm")
@@ -106,10 +141,18 @@ def test_three_kills(builds: Builds, tmp_path: Path) -> None:
 
 @pytest.mark.soak
 def test_twenty_kills(builds: Builds, tmp_path: Path) -> None:
+    """Twenty, at moments of chance by the clock, and twenty more where it hurts: each is followed by the same command."""
     dice = random.Random(20)
+    make_scenes(tmp_path / "pictures", 22)
+    began = time.monotonic()
+    builds.finish(tmp_path / "calm", tmp_path / "pictures")
+    whole, before = time.monotonic() - began, builds.hits
+    for batch in range(10):
+        survive(builds, tmp_path / f"clock-{batch}", [f"after:{dice.uniform(0.0, whole):.4f}" for _ in range(2)])
+    assert builds.hits > before, "no kill fell into a build"
     for batch in range(5):
         moments = [f"{dice.choice(['flush', 'pass'])}:{dice.randint(1, 3)}" for _ in range(4)]
-        survive(builds, tmp_path / str(batch), moments)
+        survive(builds, tmp_path / f"held-{batch}", moments)
 
 
 def test_two_processes_at_once(builds: Builds, tmp_path: Path) -> None:

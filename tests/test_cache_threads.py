@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from teachers.cache.ensemble import open_caches
-from teachers.cache.reader import MAPS, CacheReader, maps_to_hold
+from teachers.cache.reader import CacheReader
+from teachers.cache.shards import MAPS, maps_to_hold
 from teachers.errors import CacheError
 from tests.cache_world import build, make_scenes, make_source
 
@@ -52,7 +53,7 @@ def test_threads_read_many_shards_at_random_through_two_maps(cache: Path) -> Non
             assert list(pool.map(read_much, range(THREADS))) == list(range(THREADS))
     finally:
         sys.setswitchinterval(interval)
-    assert len(shared._table.open) == 2 and set(shared._table.checked) == {2}
+    assert len(shared._table.process.open) == 2 and set(shared._table.process.checked) == {2}
 
 
 def test_no_thread_reads_past_a_damaged_payload(cache: Path, tmp_path: Path) -> None:
@@ -81,7 +82,7 @@ def test_a_forked_reader_does_not_wait_for_a_lock_that_was_held(cache: Path) -> 
     reader = CacheReader(cache)
     right = reader.read("002.png", 1).heatmap
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(reader._table.lock.acquire).result()  # a thread that the child will not have holds it
+        pool.submit(reader._table.process.lock.acquire).result()  # a thread that the child will not have holds it
         child = os.fork()
         if child == 0:
             code = 1
@@ -90,7 +91,7 @@ def test_a_forked_reader_does_not_wait_for_a_lock_that_was_held(cache: Path) -> 
                 code = 0 if np.array_equal(reader.read("002.png", 1).heatmap, right) else 1
             finally:
                 os._exit(code)
-        pool.submit(reader._table.lock.release).result()
+        pool.submit(reader._table.process.lock.release).result()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
@@ -101,8 +102,8 @@ def test_maps_leave_descriptors_for_the_rest(cache: Path, monkeypatch: pytest.Mo
     reader = CacheReader(cache)
     for key in keys():
         reader.read(key, 0)
-    assert len(reader._table.open) == 16
+    assert len(reader._table.process.open) == 16
     several = open_caches([str(cache)] * 2)
-    assert [each._limit for each in several.readers] == [8, 8]  # type: ignore[union-attr]
+    assert [each._table.limit for each in several.readers] == [8, 8]  # type: ignore[union-attr]
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert maps_to_hold() == MAPS

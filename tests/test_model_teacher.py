@@ -24,7 +24,7 @@ from teachers.errors import DeviceError, UnknownModelError, WeightsError
 from teachers.model import GazeModel, ModelConfig
 from teachers.model_teacher import ModelTeacher, check_device, has_units
 from teachers.published import CATALOGUE, TeacherEntry
-from teachers.runner import answer
+from teachers.shard_draft import answer
 from tests.fixtures import write_folder
 from tests.test_catalogue import published_decoder, run
 

@@ -6,7 +6,7 @@ logit that a codec cannot hold is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +26,9 @@ class Codec:
     """A way to store heatmaps.
 
     ``encode(logits [R,h,w] float32, label)`` gives the tensors; ``label(row)`` names a row in the :class:`CacheError` for logits
-    that are not finite or do not fit. ``decode(tensors, start, stop)`` gives rows as fresh float32 logits ``[stop-start,h,w]``.
+    that are not finite or do not fit. ``decode(tensors, start, stop)`` gives rows as fresh float32 logits ``[stop-start,h,w]``;
+    ``restore(logits, columns)`` does the same in place for stored values that are float32 already, with the tensors that
+    ``columns`` names beside the heatmaps, each ``[R]``.
     ``bound(tensors, start, stop, logits)`` is the largest |decoded - logits| ``[stop-start]`` that the codec may cause.
     ``tensors`` names them with their safetensors dtypes; ``row_bytes`` is what one row takes beside its cells' ``cell_bytes``.
     """
@@ -38,7 +40,13 @@ class Codec:
     promise: str
     encode: Callable[[np.ndarray, Label], dict[str, np.ndarray]]
     decode: Callable[[Tensors, int, int], np.ndarray]
+    restore: Callable[[np.ndarray, Sequence[np.ndarray]], None]
     bound: Callable[[Tensors, int, int, np.ndarray], np.ndarray]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The tensors beside the heatmaps that decoding needs, each one float32 a row."""
+        return tuple(name for name in self.tensors if name != "heatmaps")
 
 
 def _peak(logits: np.ndarray) -> np.ndarray:
@@ -66,6 +74,10 @@ def _fp16_decode(tensors: Tensors, start: int, stop: int) -> np.ndarray:
     return tensors["heatmaps"][start:stop].astype(np.float32)
 
 
+def _fp16_restore(logits: np.ndarray, columns: Sequence[np.ndarray]) -> None:
+    """Nothing to do: every half-precision number is a float32."""
+
+
 def _fp16_bound(tensors: Tensors, start: int, stop: int, logits: np.ndarray) -> np.ndarray:
     # Half a unit in the last of 11 significant bits; 2^-25 is half a subnormal step.
     return np.maximum(_peak(logits) * 2.0**-11, 2.0**-25)
@@ -86,9 +98,15 @@ def _q8_encode(logits: np.ndarray, label: Label) -> dict[str, np.ndarray]:
 
 def _q8_decode(tensors: Tensors, start: int, stop: int) -> np.ndarray:
     logits = tensors["heatmaps"][start:stop].astype(np.float32)
-    logits *= tensors["scale"][start:stop, None, None]
-    logits += tensors["offset"][start:stop, None, None]
+    _q8_restore(logits, (tensors["scale"][start:stop], tensors["offset"][start:stop]))
     return logits
+
+
+def _q8_restore(logits: np.ndarray, columns: Sequence[np.ndarray]) -> None:
+    # Product and sum, each rounded: fused, they would not be the numbers that the format states.
+    scale, offset = columns
+    logits *= scale[:, None, None]
+    logits += offset[:, None, None]
 
 
 def _q8_bound(tensors: Tensors, start: int, stop: int, logits: np.ndarray) -> np.ndarray:
@@ -105,6 +123,7 @@ CODECS: Mapping[str, Codec] = {
         "|error| <= 2^-11 * max|logit| of the map",
         _fp16_encode,
         _fp16_decode,
+        _fp16_restore,
         _fp16_bound,
     ),
     "q8": Codec(
@@ -115,6 +134,7 @@ CODECS: Mapping[str, Codec] = {
         "|error| <= half a step, (max - min) / 510 of the map",
         _q8_encode,
         _q8_decode,
+        _q8_restore,
         _q8_bound,
     ),
 }

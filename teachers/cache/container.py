@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import mmap
+import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -79,45 +80,50 @@ def shard_chunks(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str])
 class ShardFile:
     """A shard that is mapped into memory: ``tensors`` are views of the map, ``metadata`` strings. Nothing is read yet.
 
-    Raises ValueError for a file that is not a canonical safetensors file of the sizes that it states (``checked`` ones are taken
-    for canonical); OSError if it cannot be opened.
+    ``stamp`` tells this file from another one that takes its name later (inode, time of change and size, as one number); a file
+    whose stamp is ``known`` is taken for canonical. Raises ValueError for a file that is not a canonical safetensors file of the
+    sizes that it states; OSError if it cannot be opened.
     """
 
-    def __init__(self, path: Path | str, checked: bool = False) -> None:
+    __slots__ = ("metadata", "stamp", "tensors")
+
+    def __init__(self, path: Path | str, known: int | None = None) -> None:
         with open(path, "rb") as file:
-            size = file.seek(0, 2)
+            facts = os.fstat(file.fileno())
+            size = facts.st_size
+            self.stamp = hash((facts.st_ino, facts.st_mtime_ns, size)) & (2**64 - 1)
             if size < 8:
                 raise ValueError(f"it has {size} bytes")
             # The map keeps the file open by itself.
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        (length,) = struct.unpack("<Q", self._map[:8])
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        (length,) = struct.unpack("<Q", mapped[:8])
         if length > min(size - 8, MAX_HEADER):
             raise ValueError(f"its header claims {length} bytes, the file has {size}")
-        text = self._map[8 : 8 + length]
+        text = mapped[8 : 8 + length]
         header = json.loads(text)
-        if not checked:
+        if self.stamp != known:
             form = canonical(header)
             if form + b" " * (-len(form) % 8) != text:
                 raise ValueError("its header is not canonical")
         self.metadata: dict[str, str] = header.pop("__metadata__")
         self.tensors: dict[str, np.ndarray] = {}
+        # One array over the map, the others over that: each costs an object, and a process may hold thousands of shards.
+        whole = np.frombuffer(mapped, np.uint8)
         end = 0
         for name, entry in header.items():
             dtype, shape, (start, stop) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
-            count = math.prod(shape)
-            if stop - start != count * dtype.itemsize or 8 + length + stop > size:
+            if stop - start != math.prod(shape) * dtype.itemsize or 8 + length + stop > size:
                 raise ValueError(f"tensor {name} does not fit in its {size} bytes")
-            data = np.frombuffer(self._map, dtype=dtype, count=count, offset=8 + length + start)
-            self.tensors[name] = data.reshape(shape)
+            self.tensors[name] = np.ndarray(shape, dtype, whole, 8 + length + start)
             end = max(end, stop)
         if 8 + length + end != size:
             raise ValueError(f"it has {size} bytes and should have {8 + length + end}")
 
     @classmethod
-    def open(cls, path: Path | str, remedy: Callable[[], str], checked: bool = False) -> ShardFile:
+    def open(cls, path: Path | str, remedy: Callable[[], str], known: int | None = None) -> ShardFile:
         """Open ``path``; what is wrong becomes a :class:`CacheError` that ends with what ``remedy`` says."""
         try:
-            return cls(path, checked)
+            return cls(path, known)
         except FileNotFoundError:
             raise CacheError(f"shard {path} is missing; {remedy()}") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:

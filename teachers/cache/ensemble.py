@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +10,9 @@ from typing import Any, Literal
 import numpy as np
 
 from teachers.cache.format import canonical, differences
-from teachers.cache.reader import CachedView, CacheReader, Coverage, maps_to_hold
+from teachers.cache.reader import CacheReader
+from teachers.cache.records import CachedRows, CachedView, Coverage
+from teachers.cache.shards import maps_to_hold
 from teachers.contract import ViewSource
 from teachers.errors import CacheError
 
@@ -41,8 +44,8 @@ class CacheEnsemble:
     """
 
     def __init__(self, members: Sequence[tuple[CacheReader, float]], space: Space = "logit") -> None:
-        if not members or any(not weight > 0.0 for _, weight in members):
-            raise CacheError(f"an ensemble needs caches with weights above 0, not {[weight for _, weight in members]}")
+        if not members or not all(_weighs(weight) for _, weight in members):
+            raise CacheError(f"an ensemble needs caches with finite weights above 0, not {[weight for _, weight in members]}")
         if space not in ("logit", "probability"):
             raise CacheError(f"caches average in 'logit' or 'probability', not {space!r}")
         total = sum(weight for _, weight in members)
@@ -138,22 +141,39 @@ class CacheEnsemble:
     def read(self, key: str, view: int) -> CachedView:
         """The weighted mean of the members' rows; :class:`CacheError` if they hold other boxes or another geometry."""
         parts = [reader.read(key, view) for reader in self.readers]
+        self._agree(parts, f"view {view} of scene {key!r} is")
+        heatmap, inout = self._mean([part.heatmap for part in parts], [part.inout for part in parts])
+        return CachedView(heatmap, inout, parts[0].boxes, parts[0].geometry)
+
+    def read_many(self, items: Sequence[tuple[str, int]]) -> CachedRows:
+        """The weighted mean of the members' rows of many (scene key, view) pairs; :class:`CacheError` as :meth:`read`."""
+        parts = [reader.read_many(items) for reader in self.readers]
+        self._agree(parts, f"the views {items[0]} to {items[-1]} are" if items else "nothing is")
+        heatmap, inout = self._mean([part.heatmap for part in parts], [part.inout for part in parts])
+        return CachedRows(heatmap, inout, parts[0].boxes, parts[0].geometry, parts[0].offsets)
+
+    def _agree(self, parts: Sequence[CachedView | CachedRows], what: str) -> None:
         first = parts[0]
         for reader, part in zip(self.readers[1:], parts[1:], strict=True):
             if not (np.array_equal(first.geometry, part.geometry) and np.array_equal(first.boxes, part.boxes)):
                 raise CacheError(
-                    f"view {view} of scene {key!r} is not the same in caches {self.readers[0].path} and {reader.path}: their "
-                    "annotations differ; build one of them again"
+                    f"{what} not the same in caches {self.readers[0].path} and {reader.path}: their annotations differ; "
+                    "build one of them again"
                 )
-        heatmap = average([_resampled(part.heatmap, self.heatmap_size) for part in parts], self.weights, self.space)
-        voices = [
-            (part.inout, weight) for part, weight in zip(parts, self.weights, strict=True) if part.inout is not None
-        ]
-        inout = None
-        if voices:
-            total = sum(weight for _, weight in voices)
-            inout = average([logits for logits, _ in voices], [weight / total for _, weight in voices], self.space)
-        return CachedView(heatmap, inout, first.boxes, first.geometry)
+
+    def _mean(self, maps: list[np.ndarray], voices: list[np.ndarray | None]) -> tuple[np.ndarray, np.ndarray | None]:
+        """Heatmaps ``[R,h,w]`` of the largest member's size, and in/out ``[R]`` of the members that have it."""
+        heatmap = average([_resampled(part, self.heatmap_size) for part in maps], self.weights, self.space)
+        heard = [(part, weight) for part, weight in zip(voices, self.weights, strict=True) if part is not None]
+        if not heard:
+            return heatmap, None
+        total = sum(weight for _, weight in heard)
+        return heatmap, average([part for part, _ in heard], [weight / total for _, weight in heard], self.space)
+
+
+def _weighs(weight: float) -> bool:
+    # A NaN is not above 0, and an infinite weight would make the others none.
+    return weight > 0.0 and math.isfinite(weight)
 
 
 def _resampled(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -166,6 +186,20 @@ def _resampled(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return F.interpolate(from_numpy(maps)[None], size=size, mode="bilinear", align_corners=False)[0].numpy()
 
 
+def split_spec(spec: str) -> tuple[str, float]:
+    """``PATH:WEIGHT``, or ``PATH`` for a weight of 1; :class:`CacheError` for a weight that is no finite number above 0."""
+    path, colon, text = spec.rpartition(":")
+    if not colon or Path(spec).exists():
+        return spec, 1.0
+    try:
+        weight = float(text)
+    except ValueError:
+        raise CacheError(f"--cache {spec}: weight {text!r} is no number; write PATH:WEIGHT, such as caches/a:0.6") from None
+    if not _weighs(weight):
+        raise CacheError(f"--cache {spec}: weight {text} is not a finite number above 0; write PATH:WEIGHT, such as caches/a:0.6")
+    return path, weight
+
+
 def open_caches(specs: Sequence[str], space: Space = "logit") -> CacheReader | CacheEnsemble:
     """Open caches, each given as ``PATH`` or ``PATH:WEIGHT`` (without a weight: 1).
 
@@ -175,18 +209,8 @@ def open_caches(specs: Sequence[str], space: Space = "logit") -> CacheReader | C
     members = []
     maps = maps_to_hold(max(len(specs), 1))
     for spec in specs:
-        path, colon, weight = spec.rpartition(":")
-        if colon and not Path(spec).exists():
-            try:
-                members.append((CacheReader(path, open_shards=maps), float(weight)))
-            except ValueError as error:
-                if isinstance(error, CacheError):
-                    raise
-                raise CacheError(
-                    f"--cache {spec}: weight {weight!r} is no number; write PATH:WEIGHT, such as caches/a:0.6"
-                ) from None
-        else:
-            members.append((CacheReader(spec, open_shards=maps), 1.0))
+        path, weight = split_spec(spec)
+        members.append((CacheReader(path, open_shards=maps), weight))
     if not members:
         raise CacheError("no cache was given; build one with `distill cache build` and pass it with --cache")
     return members[0][0] if len(members) == 1 else CacheEnsemble(members, space)

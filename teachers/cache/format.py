@@ -50,9 +50,11 @@ order of names: name, dtype and shape as canonical JSON ``[name, dtype, shape]``
 all tensors; ``index`` that of all but ``heatmaps``, after the canonical JSON of the metadata without ``index`` and ``payload``.
 Together they cover every byte of the file that a canonical header leaves free.
 
-**Prohibitions.** A writer must not change or remove a visible shard, must not write one under its final name but rename a
-flushed file to it, must not let a batch cross a shard, and must write the manifest that speaks of a shard before the
-shard. A reader must not read a shard whose identity, number, ranges or keys differ from what the manifest says; must check
+**Prohibitions.** A writer must not change a visible shard, must not write one under its final name but rename a flushed file
+to it, must not let a batch cross a shard, and must write the manifest that speaks of a shard before the shard. It may replace a
+shard, by renaming a whole one of the same scenes and views over it, only where that is damaged, skipped a scene, or
+was made from annotations or pictures that have changed since; whoever has the old file mapped goes on with that, and one who opens the
+name again must check what is then there. A reader must not read a shard whose identity, number, ranges or keys differ from what the manifest says; must check
 ``payload`` before it trusts a heatmap (``index`` is enough for the small tensors); must not take a map for that of another view (the
 mirror image of a map is not the map of the mirror image); and must not read a row of a skipped scene.
 """
@@ -63,6 +65,7 @@ import base64
 import binascii
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -71,11 +74,12 @@ from typing import Any
 import numpy as np
 
 from teachers.cache.codecs import CODECS
+from teachers.cache.keys import CHUNK, KEY_BYTES, KeyIndex, key_digests
 from teachers.errors import CacheError
 
 FORMAT, VERSION = "gaze-teacher-cache", 1
 MANIFEST, SHARDS = "cache.json", "shards"
-KEY_BYTES, DIGEST_BYTES = 8, 16
+DIGEST_BYTES = 16
 
 
 def canonical(value: Any) -> bytes:
@@ -92,22 +96,6 @@ def plain(value: Mapping[str, Any]) -> dict[str, Any]:
     """A mapping as JSON would give it back (tuples become lists), so that two of them compare."""
     result: dict[str, Any] = json.loads(canonical(value))
     return result
-
-
-def key_digest(key: str) -> bytes:
-    """The 8 bytes by which the cache knows a scene's key."""
-    return hashlib.blake2b(key.encode(), digest_size=KEY_BYTES).digest()
-
-
-def key_digests(keys: Sequence[str]) -> np.ndarray:
-    """Digests ``[K]`` uint64 (big-endian value of the 8 bytes) of ``keys``; two equal ones are a :class:`CacheError`."""
-    digests = np.frombuffer(b"".join(map(key_digest, keys)), dtype=">u8").astype(np.uint64)
-    order = np.argsort(digests, kind="stable")
-    same = np.flatnonzero(np.diff(digests[order]) == 0)
-    if len(same):
-        first, second = keys[order[same[0]]], keys[order[same[0] + 1]]
-        raise CacheError(f"scene keys {first!r} and {second!r} are not distinct; rename the picture of one of them")
-    return digests
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +181,17 @@ class Manifest:
         """The key digests of all scenes in order, 8 bytes each."""
         return b"".join(segment.keys for segment in self.segments)
 
+    def keys_of(self, span: Span) -> bytes:
+        """The key digests of a span's scenes, from the segments that brought them."""
+        parts: list[bytes] = []
+        for segment in self.segments:
+            if segment.keys:
+                low, high = max(span.scene_start, segment.scene_start), min(span.scene_stop, segment.scene_stop)
+                if low < high:
+                    first = segment.scene_start
+                    parts.append(segment.keys[KEY_BYTES * (low - first) : KEY_BYTES * (high - first)])
+        return b"".join(parts)
+
     def spans(self) -> Iterator[Span]:
         """Every shard's span, by shard number."""
         for segment in self.segments:
@@ -219,6 +218,26 @@ class Manifest:
                 return segment.first_shard + part, index, view - segment.view_start
         raise IndexError(f"scene {scene}, view {view} in a cache of {self.scenes} scenes and {self.views} views")
 
+    def shards_of(self, scene: int) -> Iterator[int]:
+        """The shards that hold views of the scene at a position, on disk or not."""
+        for segment in self.segments:
+            if segment.scene_start <= scene < segment.scene_stop:
+                yield segment.first_shard + (scene - segment.scene_start) // segment.scenes_per_shard
+
+    def locate_many(self, scenes: np.ndarray, views: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As :meth:`locate` for places ``[M]`` and view numbers ``[M]`` that the cache has; three int64 arrays ``[M]``."""
+        if len(self.segments) == 1:
+            only = self.segments[0]
+            part, within = np.divmod(scenes - only.scene_start, only.scenes_per_shard)
+            return only.first_shard + part, within, views - only.view_start
+        shards, index, column = (np.full(len(scenes), -1, dtype=np.int64) for _ in range(3))
+        for segment in self.segments:
+            here = (scenes >= segment.scene_start) & (scenes < segment.scene_stop)
+            here &= (views >= segment.view_start) & (views < segment.view_stop)
+            part, within = np.divmod(scenes[here] - segment.scene_start, segment.scenes_per_shard)
+            shards[here], index[here], column[here] = segment.first_shard + part, within, views[here] - segment.view_start
+        return shards, index, column
+
     def grown(self, keys: Sequence[str], views: int, scenes_per_shard: int) -> Manifest:
         """The manifest that also holds ``keys`` at ``views`` views; the same object if it does already.
 
@@ -226,17 +245,21 @@ class Manifest:
         """
         if views < 1 or scenes_per_shard < 1:
             raise CacheError(f"views ({views}) and scenes per shard ({scenes_per_shard}) must be at least 1")
-        wanted = key_digests(keys)
-        known = np.frombuffer(self.key_bytes(), dtype=">u8").astype(np.uint64)
-        new = wanted[~np.isin(wanted, known)]
+        new = key_digests(keys)
+        known = KeyIndex(self.key_bytes())
+        strange = np.ones(len(new), dtype=bool)
+        for start in range(0, len(new) if len(known) else 0, CHUNK):
+            strange[start : start + CHUNK] = known.places_of(new[start : start + CHUNK]) < 0
+        new = new[strange]
         scenes, before, after = self.scenes, self.views, max(self.views, views)
         segments = list(self.segments)
         if scenes and after > before:
             segments.append(Segment(self.shards, 0, scenes, before, after, scenes_per_shard))
         if len(new):
             first = sum(segment.shards for segment in segments)
-            data = new.astype(">u8").tobytes()
-            segments.append(Segment(first, scenes, scenes + len(new), 0, after, scenes_per_shard, data))
+            if sys.byteorder == "little":
+                new.byteswap(inplace=True)
+            segments.append(Segment(first, scenes, scenes + len(new), 0, after, scenes_per_shard, new.tobytes()))
         return self if len(segments) == len(self.segments) else replace(self, segments=tuple(segments))
 
     def to_json(self) -> bytes:

@@ -3,76 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-import threading
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from teachers.cache.codecs import codec_named
-from teachers.cache.container import ShardFile, digests, tensor_digest
-from teachers.cache.format import (
-    KEY_BYTES,
-    MANIFEST,
-    SHARDS,
-    Manifest,
-    Span,
-    canonical,
-    differences,
-    key_digest,
-    shard_name,
-)
-from teachers.cache.records import CachedView, Coverage, SceneDigests, Skipped
-from teachers.cache.writer import shard_metadata
+from teachers.cache.format import MANIFEST, SHARDS, Manifest, canonical, differences
+from teachers.cache.keys import KeyIndex
+from teachers.cache.records import CachedRows, CachedView, Coverage, SceneDigests, Skipped
+from teachers.cache.remedies import build_command, missing_remedy, rebuild_remedy, retry_remedy
+from teachers.cache.shards import OpenShard, ShardTable, maps_to_hold
 from teachers.contract import ViewSource
 from teachers.errors import CacheError
-
-MAPS = 2048  # shards that are held mapped at most
-
-
-class _OpenShard:
-    """A mapped shard with what a row needs at hand."""
-
-    __slots__ = ("boxes", "digests", "geometry", "inout", "offsets", "payload", "reasons", "skipped", "span", "tensors")
-
-    def __init__(self, file: ShardFile, span: Span) -> None:
-        self.tensors, self.span = file.tensors, span
-        self.payload, self.reasons = file.metadata["payload"], file.metadata["reasons"]
-        self.offsets, self.boxes, self.geometry = (file.tensors[name] for name in ("offsets", "boxes", "geometry"))
-        self.inout, self.skipped, self.digests = (
-            file.tensors.get("inout"),
-            file.tensors["skipped"],
-            file.tensors["digests"],
-        )
-
-
-def maps_to_hold(readers: int = 1) -> int:
-    """How many maps each of ``readers`` readers may hold: together a quarter of the files that a process may have open.
-
-    A map keeps its file open, and beyond some thousands there is nothing to gain: mapping a shard again takes 0.1 ms.
-    """
-    try:
-        import resource
-    except ImportError:
-        # Windows knows no such limit.
-        return MAPS // readers
-    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    allowed = MAPS if soft == resource.RLIM_INFINITY else min(soft // 4, MAPS)
-    return max(allowed // readers, 1)
-
-
-class _Table:
-    """A process's open shards, and what was checked of each shard: 1 its index, 2 its payload as well (a byte a shard)."""
-
-    __slots__ = ("checked", "lock", "open", "process")
-
-    def __init__(self, process: int, shards: int) -> None:
-        self.process, self.lock = process, threading.RLock()
-        self.open: OrderedDict[int, _OpenShard] = OrderedDict()
-        self.checked = bytearray(shards)
 
 
 class CacheReader:
@@ -80,8 +25,8 @@ class CacheReader:
 
     Opening reads ``cache.json`` alone. A shard is mapped when it is first needed; its digest is checked at a process's first
     read of it. At most ``open_shards`` maps are held (default: :func:`maps_to_hold`). Any number of threads may read at once. The
-    reader may be forked or pickled: each process opens its own shards and checks them itself. Memory: 20 bytes a scene, and
-    the open shards' tables.
+    reader may be forked or pickled: each process opens its own shards and checks them itself. Memory: 20 bytes a scene, 9 a
+    shard, and some 3 KB (with :meth:`read_many` also 28 bytes a row) for each map that is held.
     """
 
     def __init__(self, path: Path | str, *, open_shards: int | None = None) -> None:
@@ -89,24 +34,8 @@ class CacheReader:
         self.manifest = Manifest.load(self.path)
         self.views, self.scenes = self.manifest.views, self.manifest.scenes
         self._codec = codec_named(self.manifest.codec)
-        self._limit = maps_to_hold() if open_shards is None else open_shards
-        self._shards = f"{self.path / SHARDS}{os.sep}"
-        digests_in_order = np.frombuffer(self.manifest.key_bytes(), dtype=">u8").astype(np.uint64)
-        self._order = np.argsort(digests_in_order, kind="stable").astype(np.uint32)
-        self._sorted = digests_in_order[self._order]
-        self._forget()
-
-    def _forget(self) -> _Table:
-        # Set at once, lock and all: threads of a forked process may meet here, and the lock may have been forked while held.
-        table = self._table = _Table(os.getpid(), self.manifest.shards)
-        return table
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_table"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._forget()
+        self._keys = KeyIndex(self.manifest.key_bytes())
+        self._table = ShardTable(self.path, self.manifest, maps_to_hold() if open_shards is None else open_shards)
 
     @property
     def has_inout(self) -> bool:
@@ -137,17 +66,15 @@ class CacheReader:
 
     def position(self, key: str) -> int | None:
         """A scene's place in the cache's order, or None."""
-        value = np.uint64(int.from_bytes(key_digest(key), "big"))
-        index = int(self._sorted.searchsorted(value))
-        if index == len(self._sorted) or self._sorted[index] != value:
-            return None
-        return int(self._order[index])
+        return self._keys.place(key)
+
+    def numbers_of(self, keys: Iterable[str]) -> np.ndarray:
+        """For each scene of the cache, its number in ``keys`` ``[scenes]`` int32, or -1."""
+        return self._keys.numbers_of(keys)
 
     def missing_shards(self) -> list[int]:
         """Numbers of the shards that the manifest speaks of and that are not on disk (yet)."""
-        directory = self.path / SHARDS
-        there = set(os.listdir(directory)) if directory.is_dir() else set()
-        return [shard for shard in range(self.manifest.shards) if shard_name(shard) not in there]
+        return np.flatnonzero(~self._table.present()).tolist()
 
     def covers(self, keys: Iterable[str], views: int | None = None) -> Coverage:
         """Which of ``keys`` are missing (unknown, or in a shard that is not built yet) or skipped, in the order given.
@@ -155,17 +82,17 @@ class CacheReader:
         ``views`` is how many views, from view 0 on, are asked for (default: all); a cache that is just growing beyond them serves.
         """
         state = np.zeros(self.scenes, dtype=np.uint8)
-        absent = set(self.missing_shards())
+        present = self._table.present()
         if views is not None and views > self.views:
             state |= 1
         for span in self.manifest.spans():
             if views is not None and span.view_start >= views:
                 continue
             part = state[span.scene_start : span.scene_stop]
-            if span.shard in absent:
-                part |= 1
+            if present[span.shard]:
+                part |= self._table.get(span.shard, payload=False).skipped << 1
             else:
-                part |= self._shard(span.shard, payload=False).skipped << 1
+                part |= 1
         missing, skipped = [], []
         for key in keys:
             position = self.position(key)
@@ -175,23 +102,20 @@ class CacheReader:
                 skipped.append(key)
         return Coverage(missing, skipped)
 
+    def present_shards(self) -> Iterator[OpenShard]:
+        """Every shard on disk, by number, its small tensors checked."""
+        for shard in np.flatnonzero(self._table.present()):
+            yield self._table.get(int(shard), payload=False)
+
     def skipped(self) -> Iterator[Skipped]:
         """The scenes that were skipped, with the reason, over all shards on disk."""
-        absent = set(self.missing_shards())
-        for shard in range(self.manifest.shards):
-            if shard not in absent:
-                opened = self._shard(shard, payload=False)
-                for _, key, reason in json.loads(opened.reasons):
-                    yield Skipped(key, reason, shard)
+        for opened in self.present_shards():
+            for _, key, reason in json.loads(opened.reasons):
+                yield Skipped(key, reason, opened.span.shard)
 
     def rows(self) -> int:
         """Rows (view, head) over all shards on disk."""
-        absent = set(self.missing_shards())
-        return sum(
-            int(self._shard(shard, payload=False).offsets[-1])
-            for shard in range(self.manifest.shards)
-            if shard not in absent
-        )
+        return sum(int(opened.offsets[-1]) for opened in self.present_shards())
 
     def size(self) -> int:
         """Bytes on disk of manifest and shards."""
@@ -204,10 +128,19 @@ class CacheReader:
         opened, index, _ = self._find(key, view, payload=False)
         return opened.digests[index, 0].tobytes()
 
+    def picture_in(self, shard: int, position: int) -> bytes:
+        """The picture's digest that a shard holds of the scene at ``position``; zeros if it skipped that."""
+        opened = self._table.get(shard, payload=False)
+        return opened.digests[position - opened.span.scene_start, 0].tobytes()
+
+    def skipped_in(self, shard: int) -> np.ndarray:
+        """Which scenes of a shard were skipped ``[S]`` bool."""
+        return self._table.get(shard, payload=False).skipped.astype(bool)
+
     def digests(self, position: int, view: int = 0) -> SceneDigests:
         """The digests that were recorded for the scene at ``position`` when its shard for ``view`` was built."""
         shard, index, _ = self.manifest.locate(position, view)
-        three = self._shard(shard, payload=False).digests[index]
+        three = self._table.get(shard, payload=False).digests[index]
         return SceneDigests(three[0].tobytes(), three[1].tobytes(), three[2].tobytes())
 
     # -- refusals -----------------------------------------------------------------------------------------------------
@@ -239,25 +172,20 @@ class CacheReader:
 
         The :class:`CacheError` names the scene, both digests and the command. Scenes unknown to the cache are passed over.
         """
-        wanted = np.full(self.scenes, -1, dtype=np.int64)
-        for number, key in enumerate(source.keys):
-            position = self.position(key)
-            if position is not None:
-                wanted[position] = number
-        absent = set(self.missing_shards())
-        for span in self.manifest.spans():
-            numbers = wanted[span.scene_start : span.scene_stop]
-            if span.shard in absent or (numbers < 0).all():
-                continue
-            stored = self._shard(span.shard, payload=False).digests
-            for index in np.flatnonzero(numbers >= 0):
-                now = source.annotation_digests(int(numbers[index]))
-                for what, row, digest in (("boxes", 1, now[0]), ("gaze points", 2, now[1])):
-                    if stored[index, row].tobytes() != digest:
-                        raise CacheError(
-                            f"the {what} of scene {source.keys[int(numbers[index])]!r} have changed: cache {self.path} was built with "
-                            f"{stored[index, row].tobytes().hex()}, now {digest.hex()}; {self._rebuild(span.shard)}"
-                        )
+        wanted = self.numbers_of(source.keys)
+        stale: list[int] = []
+        first = ""
+        for opened in self.present_shards():
+            span = opened.span
+            for index in np.flatnonzero(wanted[span.scene_start : span.scene_stop] >= 0):
+                number = int(wanted[span.scene_start + index])
+                changed = _changed(opened.digests[index], source.annotation_digests(number))
+                if changed is not None:
+                    stale.append(span.shard)
+                    first = first or f"the {changed[0]} of scene {source.keys[number]!r} have changed: cache {self.path} was built with {changed[1]}"
+                    break
+        if stale:
+            raise CacheError(f"{first}; {rebuild_remedy(self.path, self.manifest, stale)}")
 
     def holds(self, key: str, view: int) -> bool:
         """Whether the row can be read: its shard is on disk and did not skip the scene."""
@@ -265,24 +193,21 @@ class CacheReader:
         if position is None or not 0 <= view < self.views:
             return False
         shard, index, _ = self.manifest.locate(position, view)
-        return (self.path / SHARDS / shard_name(shard)).exists() and not self._shard(shard, payload=False).skipped[
-            index
-        ]
+        return Path(self._table.file(shard)).exists() and not self._table.get(shard, payload=False).skipped[index]
 
     def check_shards(self) -> Iterator[tuple[int, CacheError | None]]:
         """Check every shard's digests, missing ones included; yields (shard, what is wrong or None)."""
         for shard in range(self.manifest.shards):
             try:
-                self._shard(shard)
+                self._table.get(shard)
                 yield shard, None
             except CacheError as error:
                 yield shard, error
 
-    def _rebuild(self, shard: int) -> str:
-        command = self.manifest.command or "distill cache build"
-        path = self.path / SHARDS / shard_name(shard)
-        there = f"delete {path} and " if path.exists() else ""
-        return f"{there}run `{command} --out {self.path}`: only what is missing is computed"
+    def remedy(self, shards: Sequence[int]) -> str:
+        """What to run about shards that are missing or damaged."""
+        there = self._table.present()[list(shards)]
+        return rebuild_remedy(self.path, self.manifest, shards) if there.any() else missing_remedy(self.path, self.manifest)
 
     # -- rows ---------------------------------------------------------------------------------------------------------
 
@@ -302,29 +227,83 @@ class CacheReader:
             opened.geometry[index, column].copy(),
         )
 
-    def _find(self, key: str, view: int, payload: bool = True) -> tuple[_OpenShard, int, int]:
+    def read_many(self, items: Sequence[tuple[str, int]], *, out: np.ndarray | None = None) -> CachedRows:
+        """The rows of many (scene key, view) pairs, decoded, in the order given; a pair may come twice.
+
+        ``out`` ``[>=R,h,w]`` float32 is decoded into where it is given (a tensor's ``.numpy()`` is one); otherwise the maps are new.
+        Raises :class:`CacheError` as :meth:`read` does, and for an ``out`` that is too small. Several times as fast as reading
+        one by one.
+        """
+        if not items:
+            none = np.zeros(0, np.float32)
+            return CachedRows(
+                np.zeros((0, *self.heatmap_size), np.float32), none if self.has_inout else None, none.reshape(0, 4), np.zeros((0, 5)),
+                np.zeros(1, np.int64),
+            )
+        keys, views = zip(*items, strict=True)
+        places, numbers = self._keys.places(keys), np.array(views, dtype=np.int64)
+        if min(views) < 0 or max(views) >= self.views or places.min() < 0:
+            self._refuse(items, places)
+        shards, index, column = (array.tolist() for array in self.manifest.locate_many(places, numbers))
+        stored, beside, geometry, offsets, total = [], [], [], [0], 0
+        for rows, scene, view in zip(self._table.several(shards), index, column, strict=True):
+            heatmaps, others, starts, drawn, count = rows
+            row = scene * count + view
+            start, stop = starts[row], starts[row + 1]
+            total += stop - start
+            offsets.append(total)
+            stored.append(heatmaps[start:stop])
+            beside.append(others[start:stop])
+            geometry.append(drawn[row : row + 1])
+        # A skipped scene has no rows; most views that have none are of scenes without heads.
+        for item, (start, stop) in enumerate(pairwise(offsets)):
+            if start == stop and self._table.get(shards[item]).skipped[index[item]]:
+                raise self._skipped_error(keys[item])
+        if out is None:
+            out = np.empty((total, *self.heatmap_size), np.float32)
+        elif out.dtype != np.float32 or out.shape[1:] != self.heatmap_size or len(out) < total:
+            raise CacheError(f"{total} maps of {self.heatmap_size} do not fit into an array {out.shape} of {out.dtype}; give float32 of that size")
+        maps, rest = out[:total], np.concatenate(beside)
+        np.concatenate(stored, out=maps)
+        self._codec.restore(maps, list(rest[:, 5 if self.has_inout else 4 :].T))
+        inout = rest[:, 4].copy() if self.has_inout else None
+        return CachedRows(maps, inout, rest[:, :4].copy(), np.concatenate(geometry), np.array(offsets))
+
+    def _find(self, key: str, view: int, payload: bool = True) -> tuple[OpenShard, int, int]:
         """(open shard, scene within it, view within it) of a view that the cache has and did not skip."""
         position = self.position(key)
-        if position is None:
-            raise CacheError(
-                f"scene {key!r} is not in cache {self.path}; run `{self.manifest.command or 'distill cache build'} --out {self.path}` to add it"
-            )
-        if not 0 <= view < self.views:
-            raise CacheError(
-                f"cache {self.path} has {self.views} views, view {view} was asked for; "
-                f"run `distill cache build --views {view + 1} --out {self.path}`"
-            )
+        if position is None or not 0 <= view < self.views:
+            raise self._absent_error(key, view, position)
         shard, index, column = self.manifest.locate(position, view)
-        opened = self._shard(shard, payload)
+        opened = self._table.get(shard, payload)
         if opened.skipped[index]:
-            raise CacheError(
-                f"scene {key!r} was skipped when cache {self.path} was built; leave it out, or mend its picture: {self._rebuild(shard)}"
-            )
+            raise self._skipped_error(key)
         return opened, index, column
+
+    def _absent_error(self, key: str, view: int, position: int | None) -> CacheError:
+        command = build_command(self.path, self.manifest)
+        if position is None:
+            return CacheError(f"scene {key!r} is not in cache {self.path}; run `{command}` to add it")
+        return CacheError(
+            f"cache {self.path} has {self.views} views, view {view} was asked for; run `{command} --views {view + 1}` to add views"
+        )
+
+    def _refuse(self, items: Sequence[tuple[str, int]], places: np.ndarray) -> NoReturn:
+        """Raise for the first pair that the cache does not have."""
+        for (key, view), place in zip(items, places.tolist(), strict=True):
+            if place < 0 or not 0 <= view < self.views:
+                raise self._absent_error(key, view, None if place < 0 else place)
+        raise AssertionError("every pair is there")
+
+    def _skipped_error(self, key: str) -> CacheError:
+        return CacheError(
+            f"scene {key!r} was skipped when cache {self.path} was built; leave it out, or mend its picture and "
+            f"{retry_remedy(self.path, self.manifest)}"
+        )
 
     def shard_tensors(self, shard: int) -> Mapping[str, np.ndarray]:
         """A shard's tensors as the format defines them, memory-mapped and checked; for tools that look at the whole."""
-        return self._shard(shard).tensors
+        return self._table.get(shard).tensors
 
     def error_bound(self, key: str, view: int, logits: np.ndarray) -> np.ndarray:
         """The codec's largest |cached - live| ``[N]`` for the rows of a view whose live logits ``[N,h,w]`` are given."""
@@ -332,85 +311,18 @@ class CacheReader:
         if position is None:
             raise CacheError(f"scene {key!r} is not in cache {self.path}")
         shard, index, column = self.manifest.locate(position, view)
-        opened = self._shard(shard)
+        opened = self._table.get(shard)
         row = index * opened.span.views + column
         return self._codec.bound(opened.tensors, int(opened.offsets[row]), int(opened.offsets[row + 1]), logits)
 
-    def _shard(self, shard: int, payload: bool = True) -> _OpenShard:
-        """An open shard whose index, and with ``payload`` everything, was checked in this process."""
-        table = self._table
-        if table.process != os.getpid():
-            table = self._forget()
-        wanted = 2 if payload else 1
-        with table.lock:
-            opened, checked = table.open.get(shard), table.checked[shard]
-            if opened is not None and checked >= wanted:
-                table.open.move_to_end(shard)
-                return opened
-        # Files are opened and digests computed outside of the lock: at worst two threads check the same shard.
-        path = f"{self._shards}{shard_name(shard)}"
-        if opened is None:
-            file = ShardFile.open(path, lambda: self._rebuild(shard), checked=checked > 0)
-            span = self.manifest.span(shard)
-            if not checked:
-                self._check_index(file, span, path)
-            opened = _OpenShard(file, span)
-        if checked < wanted == 2:
-            found = tensor_digest(opened.tensors)
-            if opened.payload != found:
-                raise CacheError(
-                    f"shard {path} is damaged: its payload's digest is {found}, it states {opened.payload}; "
-                    f"{self._rebuild(shard)}"
-                )
-        with table.lock:
-            if wanted >= table.checked[shard] or shard not in table.open:
-                table.open[shard] = opened
-            table.checked[shard] = max(table.checked[shard], wanted)
-            table.open.move_to_end(shard)
-            while len(table.open) > self._limit:
-                table.open.popitem(last=False)
-        return opened
+    def replaced(self, shard: int) -> None:
+        """Note that a shard's file was replaced: what is next read of it is read, and checked, anew."""
+        self._table.drop(shard)
 
-    def _check_index(self, file: ShardFile, span: Span, path: str) -> None:
-        """Metadata against the manifest, the small tensors against their digest, shapes against the format."""
-        remedy = self._rebuild(span.shard)
-        height, width = self.heatmap_size
-        stated = {name: value for name, value in file.metadata.items() if name not in ("index", "payload", "reasons")}
-        keys = self._keys(span)
-        wanted = {name: value for name, value in shard_metadata(self.manifest, span, keys).items() if name != "reasons"}
-        if stated != wanted:
-            raise CacheError(
-                f"shard {path} is not this cache's: {differences(wanted, stated, ('manifest', 'shard'))}; {remedy}"
-            )
-        rows = len(file.tensors["boxes"]) if "boxes" in file.tensors else 0
-        shapes: dict[str, tuple[int, ...]] = {
-            "geometry": (span.scenes, span.views, 5),
-            "offsets": (span.scenes * span.views + 1,),
-            "boxes": (rows, 4),
-            "digests": (span.scenes, 3, 16),
-            "skipped": (span.scenes,),
-            **({"inout": (rows,)} if self.has_inout else {}),
-            **{name: (rows, height, width) if name == "heatmaps" else (rows,) for name in self._codec.tensors},
-        }
-        found = {name: array.shape for name, array in file.tensors.items()}
-        if found != shapes:
-            raise CacheError(f"shard {path} is damaged: it holds {found}, the format asks for {shapes}; {remedy}")
-        index = digests({name: array for name, array in file.tensors.items() if name != "heatmaps"}, file.metadata)[0]
-        if index != file.metadata.get("index") or not {"payload", "reasons"} <= set(file.metadata):
-            raise CacheError(
-                f"shard {path} is damaged: its index digest is {index}, it states {file.metadata.get('index')}; {remedy}"
-            )
-        offsets = file.tensors["offsets"]
-        if offsets[0] != 0 or offsets[-1] != rows or (np.diff(offsets) < 0).any():
-            raise CacheError(f"shard {path} is damaged: its row offsets do not fit its {rows} rows; {remedy}")
 
-    def _keys(self, span: Span) -> bytes:
-        """The key digests of a span's scenes, from the segments that brought them."""
-        parts: list[bytes] = []
-        for segment in self.manifest.segments:
-            if segment.keys:
-                low, high = max(span.scene_start, segment.scene_start), min(span.scene_stop, segment.scene_stop)
-                if low < high:
-                    first = segment.scene_start
-                    parts.append(segment.keys[KEY_BYTES * (low - first) : KEY_BYTES * (high - first)])
-        return b"".join(parts)
+def _changed(stored: np.ndarray, now: tuple[bytes, bytes]) -> tuple[str, str] | None:
+    """What of a scene's annotations is not as stored ``[3,16]``, with both digests; None if nothing is."""
+    for what, row, digest in (("boxes", 1, now[0]), ("gaze points", 2, now[1])):
+        if stored[row].tobytes() != digest:
+            return what, f"{stored[row].tobytes().hex()}, now {digest.hex()}"
+    return None

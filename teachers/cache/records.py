@@ -17,6 +17,17 @@ class CachedView(NamedTuple):
     geometry: np.ndarray
 
 
+class CachedRows(NamedTuple):
+    """What a teacher said of ``M`` views, with ``R`` rows together: ``heatmap [R,h,w]`` float32 logits, ``inout [R]`` float32 logits
+    or None, ``boxes [R,4]`` float32, ``geometry [M,5]`` float64; view ``m`` has the rows ``offsets[m]:offsets[m+1]`` (``[M+1]`` int64)."""
+
+    heatmap: np.ndarray
+    inout: np.ndarray | None
+    boxes: np.ndarray
+    geometry: np.ndarray
+    offsets: np.ndarray
+
+
 class Coverage(NamedTuple):
     """Which of the scenes asked for a cache does not have, and which it has as skipped."""
 

@@ -70,7 +70,7 @@ def verify_rows(reader: CacheReader, teacher: Teacher, source: ViewSource, rows:
     those that were cached, naming the scene.
     """
     # The runner imports torch; opening a cache does not need it.
-    from teachers.runner import answer
+    from teachers.shard_draft import answer
 
     reader.check(teacher.fingerprint, source.identity, mend=source.mend)
     reader.check_annotations(source)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import replace as with_changes
 from pathlib import Path
 
 import numpy as np
@@ -83,11 +83,10 @@ def _locked(cache: Path) -> Iterator[None]:
 
 
 def _request(
-    cache: Path, wanted: Manifest, keys: Iterable[str], views: int, scenes_per_shard: int
+    cache: Path, wanted: Manifest, keys: Sequence[str], views: int, scenes_per_shard: int
 ) -> tuple[Manifest, bool]:
     """(the manifest that serves the request, whether it is what ``cache`` holds already)."""
-    keys = tuple(keys)
-    if not keys:
+    if not len(keys):
         raise CacheError("the data set has no scenes; check --data and --split")
     if not (cache / MANIFEST).exists():
         if cache.is_dir() and any(not path.name.startswith(".") for path in cache.iterdir()):
@@ -100,20 +99,19 @@ def _request(
             "give another --out, or ask for what the cache holds"
         )
     grown = there.grown(keys, views, scenes_per_shard)
-    return (there, True) if grown is there else (replace(grown, command=wanted.command), False)
+    return (there, True) if grown is there else (with_changes(grown, command=wanted.command), False)
 
 
-def plan_manifest(cache: Path, wanted: Manifest, keys: Iterable[str], views: int, scenes_per_shard: int) -> Manifest:
+def plan_manifest(cache: Path, wanted: Manifest, keys: Sequence[str], views: int, scenes_per_shard: int) -> Manifest:
     """The manifest that :func:`settle_manifest` would leave; nothing is written."""
     return _request(cache, wanted, keys, views, scenes_per_shard)[0]
 
 
-def settle_manifest(cache: Path, wanted: Manifest, keys: Iterable[str], views: int, scenes_per_shard: int) -> Manifest:
+def settle_manifest(cache: Path, wanted: Manifest, keys: Sequence[str], views: int, scenes_per_shard: int) -> Manifest:
     """Create or grow ``cache``'s manifest so that it covers ``keys`` × ``views``; an identical request changes nothing.
 
     ``wanted`` carries the identity and no segments. Raises :class:`CacheError` if ``cache`` holds anything else.
     """
-    keys = tuple(keys)
     manifest, current = _request(cache, wanted, keys, views, scenes_per_shard)
     if not current:
         cache.mkdir(parents=True, exist_ok=True)
@@ -147,10 +145,12 @@ def skipped_reasons(entries: Sequence[tuple[int, str, str]]) -> bytes:
     return canonical([list(entry) for entry in entries])
 
 
-def write_shard(cache: Path, span: Span, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> int:
-    """Write one shard whole; returns its size in bytes. One that is there already is left alone (size 0)."""
+def write_shard(
+    cache: Path, span: Span, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], *, replace: bool = False
+) -> int:
+    """Write one shard whole; returns its size in bytes. One that is there already is left alone (size 0) without ``replace``."""
     path = shard_path(cache, span.shard)
-    if path.exists():
+    if path.exists() and not replace:
         return 0
     path.parent.mkdir(exist_ok=True)
     return write_whole(path, shard_chunks(tensors, metadata))
