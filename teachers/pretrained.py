@@ -66,7 +66,7 @@ def hub_weights(backbone: str, options: dict[str, Any]) -> dict[str, Tensor]:
     """timm's pretrained weights of ``backbone``, downloaded or from its cache."""
     if not is_timm_model(backbone):
         raise WeightsError(
-            f"there are no pretrained weights of {backbone} to fetch; give a file with --backbone-weights FILE, start from a teacher's "
+            f"there are no pretrained weights of {backbone} to fetch; give a file with --backbone-weights FILE (teachers convert: --backbone FILE), start from a teacher's "
             "backbone, or pass --random-backbone to start from noise"
         )
     try:
@@ -75,7 +75,7 @@ def hub_weights(backbone: str, options: dict[str, Any]) -> dict[str, Tensor]:
         reason = str(error).splitlines()[0][:140] if str(error) else type(error).__name__
         raise WeightsError(
             f"pretrained weights of {backbone} could not be fetched ({reason}); without a network give a file with "
-            "--backbone-weights FILE (timm's tensor names, .safetensors or .pt), or pass --random-backbone to start from noise"
+            "--backbone-weights FILE (teachers convert: --backbone FILE; timm's or Meta's tensor names), or pass --random-backbone to start from noise"
         ) from None
 
 
