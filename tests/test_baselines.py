@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from distill.baselines import FixedBias, HeadPrior, centre_map, gaussian_maps, saliency_map
+from distill.baselines import FixedBias, HeadPrior, centre_map, gaussian_maps, one_human, random_errors, saliency_map
+from distill.datacheck_baselines import score_baselines
 from distill.errors import DataError
 from distill.metrics import HeadTruth, MetricAccumulator, avg_l2, point_errors, predicted_point
+from distill.scenes import IN, Head, Scene, SceneSet
 
 
 def test_centre_map_predicts_the_centre_exactly() -> None:
@@ -125,3 +129,67 @@ def test_bad_input_is_refused() -> None:
     ):
         with pytest.raises(DataError):
             call()
+
+
+def test_random_is_the_mean_over_all_cells() -> None:
+    generator = np.random.default_rng(6)
+    points = [generator.random((3, 2)), generator.random((1, 2)), np.array([(0.0, 0.0), (1.0, 1.0)])]
+    found = random_errors(points)
+    cells = [(x / 64, y / 64) for y in range(64) for x in range(64)]
+    for index, looks in enumerate(points):
+        expected = point_errors(cells, [looks] * len(cells))
+        assert found.avg_l2[index] == pytest.approx(expected.avg_l2.mean(), abs=1e-12)
+        assert found.avg_l2_mean_of[index] == pytest.approx(expected.avg_l2_mean_of.mean(), abs=1e-12)
+        assert found.min_l2[index] == pytest.approx(expected.min_l2.mean(), abs=1e-12)
+
+
+def test_one_human_is_judged_by_the_others_alone() -> None:
+    found = one_human([(0.1, 0.1), (0.1, 0.5), (0.4, 0.1)])
+    assert found.avg_l2.tolist() == pytest.approx([np.hypot(0.15, 0.2), np.hypot(0.15, 0.4), np.hypot(0.3, 0.2)])
+    assert found.avg_l2_mean_of.tolist() == pytest.approx([0.35, 0.45, 0.4])
+    assert found.min_l2.tolist() == pytest.approx([0.3, 0.4, 0.3])
+    with pytest.raises(DataError, match="two or more"):
+        one_human([(0.1, 0.1)])
+    with pytest.raises(DataError, match="no gaze point"):
+        random_errors([[]])
+
+
+def crowd(count: int, annotators: int, reader: str = "gazefollow") -> SceneSet:
+    """Scenes of one head each, their pictures only a size; annotators agree within a few hundredths."""
+    generator = np.random.default_rng(count)
+    scenes = []
+    for number in range(count):
+        gaze = 0.1 + 0.8 * generator.random(2)
+        points = tuple(tuple(point) for point in np.clip(gaze + 0.03 * generator.standard_normal((annotators, 2)), 0, 1).tolist())
+        scenes.append(Scene(f"{number:03d}.jpg", Path(f"/nowhere/{number:03d}.jpg"), (Head((0.1, 0.1, 0.3, 0.4), points, IN),), size=(320, 240)))  # type: ignore[arg-type]
+    return SceneSet(reader, Path("/nowhere"), "test", tuple(scenes))
+
+
+def test_rows_without_a_model_come_in_order_with_intervals() -> None:
+    scored = crowd(12, 5)
+    names = ("random", "centre", "fixed bias", "head-position prior", "one human")
+    found = score_baselines(scored, crowd(30, 1), {}, (), 1000, only=names, resamples=200)
+    assert found is not None and tuple(row.name for row in found.rows) == names
+    for row in found.rows:
+        assert row.metrics is not None and row.metrics.heads_in == 12
+        bounds = row.intervals["avg_l2"]
+        assert bounds is not None and bounds.clusters == 12
+        assert bounds.low < row.metrics.avg_l2 < bounds.high  # type: ignore[operator]
+    rows = {row.name: row.metrics for row in found.rows}
+    assert rows["random"] is not None and rows["random"].auc == 0.5
+    human = [one_human(head.points) for scene in scored.scenes for head in scene.heads]
+    assert rows["one human"] is not None and rows["centre"] is not None
+    assert rows["one human"].avg_l2 == pytest.approx(np.mean([each.avg_l2.mean() for each in human]))
+    assert rows["one human"].avg_l2_mean_of == pytest.approx(np.mean([each.avg_l2_mean_of.mean() for each in human]))
+    # The order of the 2015 table: a human is far ahead of the centre, the centre of chance.
+    assert rows["one human"].auc > 0.95 > rows["centre"].auc > 0.5  # type: ignore[operator]
+    assert rows["one human"].avg_l2 < 0.1 < rows["centre"].avg_l2 < rows["random"].avg_l2  # type: ignore[operator]
+    again = score_baselines(scored, crowd(30, 1), {}, (), 1000, only=names, resamples=200)
+    assert again == found
+
+
+def test_a_lone_annotator_is_no_human_row() -> None:
+    found = score_baselines(crowd(3, 1), None, {}, (), 1000, only=("one human", "fixed bias"), resamples=0)
+    assert found is not None and [row.reason for row in found.rows] == ["one annotator a head", "no training split apart from the scored one"]
+    video = score_baselines(crowd(3, 2, "vat"), None, {}, (), 1000, only=("one human",), protocol="vat", resamples=0)
+    assert video is not None and video.rows[0].metrics is None and "one annotator" in video.rows[0].reason

@@ -1,0 +1,120 @@
+"""``distill eval``: one table as text, JSON and Markdown, paired differences, and what it refuses before it scores."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from fixtures import write_gazefollow, write_vat
+from training_world import store_teacher
+
+from distill.cli import main
+from distill.readers import open_data
+from distill.report.facts import ModelRow, gather_facts, save_rows
+from teachers.weights import load_model
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models, ``here`` and ``there``, and two data sets."""
+    root = tmp_path_factory.mktemp("eval")
+    write_gazefollow(root / "gf", 12)
+    write_vat(root / "vat", frames=6)
+    store_teacher(root / "here")
+    store_teacher(root / "there", 0.5)
+    return root
+
+
+def evaluated(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    code = main(["eval", *map(str, words), "--device", "cpu"])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_json_holds_everything_that_a_table_needs_to_be_compared(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = f"gazefollow:{world / 'gf'}"
+    words = (world / "here", "--data", data, "--split", "test", "--paired", world / "there", "--resamples", 200, "--seed", 3, "--json")
+    code, out, err = evaluated(capsys, *words)
+    assert code == 0, err
+    facts = json.loads(out)
+    assert [row["name"] for row in facts["rows"]] == ["centre", "head-position prior", "here", "there"]
+    assert (facts["protocol"], facts["resamples"], facts["seed"], facts["clusters"]) == ("gazefollow", 200, 3, "scenes")
+    assert facts["data_digest"] == open_data(data, "test").digest()
+    for card, row in zip(facts["models"], facts["rows"], strict=True):
+        for name in ("auc", "avg_l2", "min_l2"):
+            assert card["metrics"][name] == row[name]
+            bounds = card["intervals"][name]
+            assert bounds["low"] <= row[name] <= bounds["high"] and bounds["clusters"] == 2
+        assert card["metrics"]["avg_l2_mean_of"] >= card["metrics"]["avg_l2"]
+    here, there = facts["models"][2:]
+    for card in (here, there):
+        assert card["digest"] == load_model(world / card["name"])[1]["weights_digest"]
+        assert {part["by"] for part in card["slices"]} == {"head height", "distance", "people", "gaze"}
+        assert card["reliability"]["heads"] == card["metrics"]["heads"] == 3
+    (pair,) = facts["paired"]
+    assert (pair["name"], pair["other"]) == ("here", "there")
+    assert pair["differences"]["avg_l2"]["value"] == pytest.approx(here["metrics"]["avg_l2"] - there["metrics"]["avg_l2"])
+    assert pair["differences"]["ap"] is None  # GazeFollow's test heads are all in
+    assert json.loads(evaluated(capsys, *words)[1])["models"][2]["intervals"] == here["intervals"]
+
+
+def test_markdown_and_text_carry_protocol_and_digests(world: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    data = f"vat:{world / 'vat'}"
+    file = tmp_path / "tables" / "result.md"
+    code, out, err = evaluated(
+        capsys, world / "here", world / "there", "--data", data, "--paired", world / "there", "--resamples", 100, "--detail", "--markdown", file
+    )
+    assert code == 0, err
+    text = file.read_text()
+    digests = [load_model(world / name)[1]["weights_digest"] for name in ("here", "there")]
+    for needed in (open_data(data, "test").digest(), *digests, "protocol vat", "resamples of clips, seed 0"):
+        assert needed in text and needed in out
+    for heading in ("## Models", "## Scores of 9 heads", "## here less there", "## here by slice", "## there: in/out as a probability", "## Checkpoints"):
+        assert heading in text
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert all(line.endswith("|") and "\n" not in line for line in tables) and any("<br>" in line for line in tables)
+    assert "warning: " in err  # untrained models say the same of everybody
+    assert all(f"**warning** {line.removeprefix('warning: ')}" in text for line in err.splitlines() if line.startswith("warning: here"))
+
+
+def test_the_protocol_can_be_chosen(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = {}
+    for protocol in ("gazefollow", "gazefollow64"):
+        words = (world / "here", "--data", world / "gf", "--resamples", 0, "--protocol", protocol, "--json")
+        facts = json.loads(evaluated(capsys, *words)[1])
+        assert facts["protocol"] == protocol and all(card["intervals"] == {} for card in facts["models"])
+        found[protocol] = facts["models"][-1]["metrics"]
+    assert found["gazefollow"]["auc"] != found["gazefollow64"]["auc"]
+    assert found["gazefollow"]["avg_l2"] == found["gazefollow64"]["avg_l2"]
+
+
+def test_two_models_of_one_name_are_two_rows(world: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    shutil.copytree(world / "there", tmp_path / "here")
+    facts = json.loads(evaluated(capsys, world / "here", tmp_path / "here", "--data", world / "gf", "--resamples", 0, "--json")[1])
+    assert [card["name"] for card in facts["models"][2:]] == ["here", str(tmp_path / "here")]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--resamples", 5), "--resamples is 5"),
+        (("--paired", "HERE", "--resamples", 0), "--paired needs intervals"),
+        (("--paired", "HERE"), "nothing to be compared with"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_scoring(
+    words: tuple[object, ...], told: str, world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(world / "here") if word == "HERE" else str(word) for word in words]
+    code, out, err = evaluated(capsys, world / "here", "--data", world / "gf", *given)
+    assert code == 2 and out == "" and told in err and "Evaluating" not in err and err.count("\n") == 1
+
+
+def test_the_report_reads_what_eval_writes(tmp_path: Path) -> None:
+    rows = [ModelRow("a", "student", auc=0.9), ModelRow("centre", "baseline", auc=0.6)]
+    save_rows(tmp_path, rows, data="x", machine="y", details={"models": [{"name": "a"}], "rows": "never these", "protocol": "vat"})
+    facts = gather_facts(tmp_path)
+    assert facts.rows == tuple(rows) and (facts.data, facts.machine) == ("x", "y")
+    assert json.loads((tmp_path / "eval.json").read_text())["protocol"] == "vat"
