@@ -196,7 +196,9 @@ def test_maps_of_another_size_are_resampled_with_a_note(home: Home, tmp_path: Pa
 # -- alone --------------------------------------------------------------------------------------------------------------
 
 
-def test_pure_distillation_keeps_the_student_that_agrees_best(home: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pure_distillation_keeps_the_student_that_agrees_best(
+    home: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[[list[str]], str]
+) -> None:
     runs = [tmp_path / "cached", tmp_path / "unlabelled"]
     assert main(home.alone(runs[0])) == 0
     said = capsys.readouterr().err
@@ -215,6 +217,7 @@ def test_pure_distillation_keeps_the_student_that_agrees_best(home: Home, tmp_pa
         assert main(["report", str(run)]) == 0 and main(["info", str(run)]) == 0
         assert "0 labelled and 10 unlabelled scenes" in (run / "report.html").read_text()
         assert main(["train", "--resume", str(run)]) == 0, "nothing is left to do, and nothing is refused"
+    assert "has nothing of its own to be scored on; give labelled --data" in refused(["eval", str(runs[0])])
     one, other = (load_model(run / "student")[1]["weights_digest"] for run in runs)
     assert one == other, "two names for the same thing"
 

@@ -77,6 +77,11 @@ def run(options: argparse.Namespace) -> int:
     split = options.split or (config.val_split if config and not options.data else "test" if options.data else "val")
     if not data:
         raise ConfigurationError("no data set is given and no run to take it from: add --data PATH")
+    if home and not options.data and facts.get("scenes", {}).get("validation") == 0:
+        raise ConfigurationError(
+            f"{home} was trained without labels to validate on, so it has nothing of its own to be scored on; give labelled --data (its "
+            "agreement with the teacher is in its report)"
+        )
     device = resolve_device(options.device)
     contenders: list[Any] = []
     specs: list[str] = []
