@@ -48,7 +48,7 @@ def told(capsys: pytest.CaptureFixture[str], words: list[str]) -> tuple[str, lis
     """The one-line error of a command, and the command lines in it."""
     assert main(words) == 2
     message = capsys.readouterr().err
-    return message, [command for command in re.findall(r"`(distill [^`]*)`", message)]
+    return message, re.findall(r"`(distill [^`]*)`", message)
 
 
 def run(command: str) -> int:

@@ -3,4 +3,5 @@
 # In the order of `distill bench --help`; each is a module of this package.
 BENCHMARKS: tuple[str, ...] = (
     "synth",
+    "cache",
 )
