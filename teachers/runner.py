@@ -126,7 +126,7 @@ def build_cache(
     remove_abandoned(path / SHARDS)
     reader = CacheReader(path)
     # The reader's: another process may have grown the cache since.
-    manifest = reader.manifest
+    manifest, identity = reader.manifest, reader.manifest.identity_digest()
     if not rebuild:
         # A shard that is to be rebuilt may be what is wrong.
         reader.check_annotations(source)
@@ -174,7 +174,7 @@ def build_cache(
                         tell(span.shard)
                 rows += waiting.run(batch_images)
                 teacher_seconds += waiting.seconds
-                metadata = shard_metadata(manifest, span, manifest.keys_of(span), skipped_reasons(draft.reasons))
+                metadata = shard_metadata(identity, span, manifest.keys_of(span), skipped_reasons(draft.reasons))
                 again = span.shard in work.replaced
                 size += write_shard(path, span, draft.tensors(manifest), metadata, replace=again)
                 if again:

@@ -48,7 +48,7 @@ def told(capsys: pytest.CaptureFixture[str], words: list[str]) -> tuple[str, lis
     """The one-line error of a command, and the command lines in it."""
     assert main(words) == 2
     message = capsys.readouterr().err
-    return message, list(re.findall(r"`(distill [^`]*)`", message))
+    return message, re.findall(r"`(distill [^`]*)`", message)
 
 
 def run(command: str) -> int:
@@ -154,6 +154,20 @@ def test_a_place_that_takes_nothing_is_named_and_what_was_there_stays(
     monkeypatch.setattr(os, "fsync", refuse)
     monkeypatch.setattr(Path, "open", refuse_new)
     assert main(words) == 0
+
+
+def test_verify_exits_with_1_where_the_live_teacher_differs(
+    built: tuple[Path, Path], teachers: list[TinyTeacher], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, cache = built
+    assert main(["cache", "verify", str(cache), "--rows", "6"]) == 0
+    assert "as the live teacher" in capsys.readouterr().out
+    forward = TinyTeacher.forward
+    # The same fingerprint, and other answers: what a broken library or a faulty machine would give.
+    monkeypatch.setattr(TinyTeacher, "forward", lambda *inputs: (out := forward(*inputs))._replace(heatmap=out.heatmap * 1.02))
+    assert main(["cache", "verify", str(cache), "--rows", "6", "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is False and report["excess"] > 1 and report["rows"] == 6
 
 
 def test_numbers_of_shards_are_judged(capsys: pytest.CaptureFixture[str]) -> None:

@@ -186,3 +186,18 @@ def test_a_changed_picture_is_refused_beside_its_old_views_and_mended_with_them(
     build(tmp_path / "fresh", source, views=2)
     build(tmp_path / "fresh", source, views=3)
     assert shard_files(cache) == shard_files(tmp_path / "fresh")
+
+
+def test_a_picture_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    source, reads = make_source(make_scenes(tmp_path / "pictures", 3)), []
+    plain = source.picture
+
+    def restless(scene: int) -> tuple[np.ndarray, bytes]:
+        pixels, digest = plain(scene)
+        reads.append(scene)
+        return pixels, digest if scene != 2 or reads.count(2) == 1 else bytes(16)
+
+    source.picture = restless  # type: ignore[method-assign]
+    with pytest.raises(CacheError, match=r"picture of scene '002.png' changed while it was read"):
+        build(tmp_path / "cache", source, batch_images=2)
+    assert not shard_files(tmp_path / "cache")

@@ -19,7 +19,7 @@ from training_world import TINY, World, cache_arguments, make_world, store_teach
 
 from distill.cli import main
 from distill.configuration import config_from_sections
-from distill.training import stored_student
+from distill.training import resumed_student
 from students.catalogue import STUDENTS
 from students.checkpoint import checkpoints, newest_intact, read_checkpoint_file
 from students.errors import RunError
@@ -324,7 +324,7 @@ def test_a_resumption_loads_no_pretrained_weights(run: Path, finished: Path, mon
     assert main(["train", "--resume", str(run)]) == 0
     assert_same_run(finished, run)
     config = config_from_sections({name: described[name] for name in described if name != "facts"}, "config.json")
-    assert stored_student(config, run)[1] == {"backbone_weights": {"source": "weights that were there once"}}
+    assert resumed_student(config, run)[1]["backbone_weights"] == {"source": "weights that were there once"}
 
 
 def test_a_cache_that_has_grown_does_not_change_the_run(run: Path, world: World, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,4 +7,5 @@ BENCHMARKS: tuple[str, ...] = (
     "train",
     "metrics",
     "teacher",
+    "cache",
 )

@@ -167,7 +167,7 @@ def run_build(args: argparse.Namespace) -> int:
         if args.json:
             print_json(asdict(plan))
         else:
-            _print_plan(plan, args)
+            _print_plan(plan, args, process_part(args.part))
         return 0
     with ExitStack() as stack:
         bar: Bar | None = None
@@ -231,13 +231,14 @@ def _left(summary: BuildSummary) -> str:
     return left
 
 
-def _print_plan(plan: Any, args: argparse.Namespace) -> None:
+def _print_plan(plan: Any, args: argparse.Namespace, part: tuple[int, int]) -> None:
     from distill.console import duration, print_result, table
 
     rows = [
         ["scenes in the cache", f"{plan.scenes} ({plan.new_scenes} new)"],
         ["heads in the data", str(plan.heads)],
         ["views of each scene", str(plan.views)],
+        *([["part", "{} of {}".format(*part)]] if part[1] > 1 else []),
         ["rows to compute", str(plan.rows)],
         ["shards to compute", f"{plan.shards_missing} of {plan.shards}"],
         ["size to write", f"{plan.bytes / 1e6:.1f} MB"],

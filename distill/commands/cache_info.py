@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from teachers.cache.codecs import codec_named
+from teachers.cache.format import Manifest
 from teachers.cache.reader import CacheReader
+from teachers.cache.remedies import retry_remedy
 
 
 def print_facts(path: Path, as_json: bool) -> None:
@@ -47,12 +49,14 @@ def print_facts(path: Path, as_json: bool) -> None:
         ["identity", facts["identity"]],
         ["built by", facts["command"]],
     ]
-    rows += [["skipped", f"{row['key']}: {row['reason']}"] for row in facts["skipped"][:20]]
+    rows += [["skipped", f"{row['key']} (shard {row['shard']}): {row['reason']}"] for row in facts["skipped"][:20]]
     rows += (
         [["skipped", f"and {len(facts['skipped']) - 20} more (--json lists them)"]]
         if len(facts["skipped"]) > 20
         else []
     )
+    if facts["skipped"]:
+        rows.append(["to mend them", retry_remedy(path, Manifest.load(path))])
     print_result(table(str(path), ["what", "value"], rows, left=2))
 
 

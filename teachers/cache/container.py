@@ -43,11 +43,11 @@ def tensor_digest(tensors: Mapping[str, np.ndarray], start: bytes = b"") -> str:
     return digest.hexdigest()
 
 
-def digests(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> tuple[str, str]:
-    """(index digest, payload digest) of a shard."""
+def index_digest(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
+    """The index digest of a shard: of all but its heatmaps."""
     small = {name: array for name, array in tensors.items() if name != "heatmaps"}
     free = {name: value for name, value in metadata.items() if name not in ("index", "payload")}
-    return tensor_digest(small, canonical(free)), tensor_digest(tensors)
+    return tensor_digest(small, canonical(free))
 
 
 def _layout(tensors: Mapping[str, np.ndarray]) -> list[str]:
@@ -58,7 +58,7 @@ def _layout(tensors: Mapping[str, np.ndarray]) -> list[str]:
 def shard_chunks(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
     """The file's bytes, piece by piece; the digests are computed here and added to the metadata."""
     ready = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    index, payload = digests(ready, metadata)
+    index, payload = index_digest(ready, metadata), tensor_digest(ready)
     header: dict[str, object] = {"__metadata__": {**metadata, "index": index, "payload": payload}}
     position = 0
     for name in _layout(ready):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from teachers.cache.codecs import codec_named
-from teachers.cache.container import ShardFile, digests, tensor_digest
+from teachers.cache.container import ShardFile, index_digest, tensor_digest
 from teachers.cache.format import SHARDS, Manifest, Span, differences, shard_name
 from teachers.cache.remedies import missing_remedy, rebuild_remedy
 from teachers.cache.writer import shard_metadata
@@ -102,7 +102,7 @@ class ShardTable:
 
     def __init__(self, path: Path, manifest: Manifest, limit: int) -> None:
         self.path, self.manifest, self.limit = path, manifest, limit
-        self._codec = codec_named(manifest.codec)
+        self._codec, self._identity = codec_named(manifest.codec), manifest.identity_digest()
         self._prefix = f"{path / SHARDS}{os.sep}"
         self._forget()
 
@@ -214,15 +214,16 @@ class ShardTable:
 
     def _check_index(self, file: ShardFile, span: Span, path: str) -> None:
         """Metadata against the manifest, the small tensors against their digest, shapes against the format."""
-        remedy = self._remedy(span.shard)
+
+        def wrong(what: str) -> CacheError:
+            return CacheError(f"shard {path} {what}; {self._remedy(span.shard)}")
+
         height, width = self.manifest.heatmap_size
         stated = {name: value for name, value in file.metadata.items() if name not in ("index", "payload", "reasons")}
-        metadata = shard_metadata(self.manifest, span, self.manifest.keys_of(span))
+        metadata = shard_metadata(self._identity, span, self.manifest.keys_of(span))
         wanted: Mapping[str, str] = {name: value for name, value in metadata.items() if name != "reasons"}
         if stated != wanted:
-            raise CacheError(
-                f"shard {path} is not this cache's: {differences(wanted, stated, ('manifest', 'shard'))}; {remedy}"
-            )
+            raise wrong(f"is not this cache's: {differences(wanted, stated, ('manifest', 'shard'))}")
         rows = len(file.tensors["boxes"]) if "boxes" in file.tensors else 0
         shapes: dict[str, tuple[int, ...]] = {
             "geometry": (span.scenes, span.views, 5),
@@ -235,12 +236,10 @@ class ShardTable:
         }
         found = {name: array.shape for name, array in file.tensors.items()}
         if found != shapes:
-            raise CacheError(f"shard {path} is damaged: it holds {found}, the format asks for {shapes}; {remedy}")
-        index = digests({name: array for name, array in file.tensors.items() if name != "heatmaps"}, file.metadata)[0]
+            raise wrong(f"is damaged: it holds {found}, the format asks for {shapes}")
+        index = index_digest(file.tensors, file.metadata)
         if index != file.metadata.get("index") or not {"payload", "reasons"} <= set(file.metadata):
-            raise CacheError(
-                f"shard {path} is damaged: its index digest is {index}, it states {file.metadata.get('index')}; {remedy}"
-            )
+            raise wrong(f"is damaged: its index digest is {index}, it states {file.metadata.get('index')}")
         offsets = file.tensors["offsets"]
-        if offsets[0] != 0 or offsets[-1] != rows or (np.diff(offsets) < 0).any():
-            raise CacheError(f"shard {path} is damaged: its row offsets do not fit its {rows} rows; {remedy}")
+        if offsets[0] != 0 or offsets[-1] != rows or (offsets[1:] < offsets[:-1]).any():
+            raise wrong(f"is damaged: its row offsets do not fit its {rows} rows")

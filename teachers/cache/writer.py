@@ -127,11 +127,12 @@ def shard_path(cache: Path, shard: int) -> Path:
     return cache / SHARDS / shard_name(shard)
 
 
-def shard_metadata(manifest: Manifest, span: Span, key_bytes: bytes, reasons: bytes = b"[]") -> Mapping[str, str]:
-    """The metadata of a shard without its digests. ``key_bytes`` are the key digests of the shard's scenes."""
+def shard_metadata(identity: str, span: Span, key_bytes: bytes, reasons: bytes = b"[]") -> Mapping[str, str]:
+    """The metadata of a shard without its digests. ``identity`` is the manifest's identity digest, ``key_bytes`` are the key digests of
+    the shard's scenes."""
     return {
         "format": "gaze-teacher-cache/1",
-        "identity": manifest.identity_digest(),
+        "identity": identity,
         "shard": str(span.shard),
         "scenes": f"{span.scene_start}:{span.scene_stop}",
         "views": f"{span.view_start}:{span.view_stop}",
