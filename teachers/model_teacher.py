@@ -59,7 +59,8 @@ class ModelTeacher:
     """A :class:`~teachers.model.GazeModel` that keeps the teacher contract: frozen, on its device, in its precision.
 
     ``compiled`` runs it through ``torch.compile``: the same function up to the order of its sums, so it is no part of the fingerprint, while
-    the precision is. It is compiled at the first pass, and again when the number of images or heads first changes. Raises :class:`DeviceError` where the device cannot do what is asked.
+    the precision is. It is compiled at the first pass, and again when the number of images or heads first changes. Raises
+    :class:`DeviceError` where the device cannot do what is asked.
     """
 
     def __init__(
