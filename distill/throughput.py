@@ -117,19 +117,28 @@ def peak_of(device: torch.device, precision: str) -> Peak:
         result = left @ right
         result[0, 0].item()  # waits for a GPU
 
-    best = min(seconds_each({"product": product}, rounds=5)["product"])
+    best = min(time_each({"product": product}, rounds=5)["product"].wall)
     return Peak(2.0 * side**3 / best, f"measured: {side} x {side} matrix product in {precision}")
 
 
-def seconds_each(calls: Mapping[str, Callable[[], Any]], *, rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
-    """Seconds of each call in each round, the calls in turn, so that whatever else the machine does hits all alike."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one call in each round: on the clock, and of processor time of all threads (which another program's load leaves alone)."""
+
+    wall: list[float]
+    cpu: list[float]
+
+
+def time_each(calls: Mapping[str, Callable[[], Any]], *, rounds: int, warm_up: int = 1) -> dict[str, Times]:
+    """Time each call in each round, the calls in turn, so that whatever else the machine does hits all alike."""
+    times = {name: Times([], []) for name in calls}
     for number in range(warm_up + rounds):
         for name, call in calls.items():
-            began = time.perf_counter()
+            began, busy = time.perf_counter(), time.process_time()
             call()
             if number >= warm_up:
-                times[name].append(time.perf_counter() - began)
+                times[name].wall.append(time.perf_counter() - began)
+                times[name].cpu.append(time.process_time() - busy)
     return times
 
 

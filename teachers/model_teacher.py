@@ -58,8 +58,9 @@ def has_units(device: torch.device, precision: str) -> bool:
 class ModelTeacher:
     """A :class:`~teachers.model.GazeModel` that keeps the teacher contract: frozen, on its device, in its precision.
 
-    ``compiled`` runs it through ``torch.compile``, with any number of heads: the same function up to the order of its sums, so it is no
-    part of the fingerprint, while the precision is. Raises :class:`DeviceError` where the device cannot do what is asked.
+    ``compiled`` runs it through ``torch.compile``: the same function up to the order of its sums, so it is no part of the fingerprint, while
+    the precision is. It is compiled at the first pass, and again when the number of images or heads first changes. Raises
+    :class:`DeviceError` where the device cannot do what is asked.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class ModelTeacher:
         self.model = model.eval().requires_grad_(False).to(self._device)
         self.name, self.device, self.precision = name, device, precision
         self._digest = weights_digest
-        self._forward: Any = torch.compile(self.model, dynamic=True) if compiled else self.model
+        self._forward: Any = torch.compile(self.model) if compiled else self.model
         self._unproven = compiled
 
     @property

@@ -50,12 +50,13 @@ def register(actions: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure and print; always 0, the bar is printed beside the figure."""
+    import os
     import statistics
     import tempfile
 
     from distill.console import print_json, print_result, say, table
     from distill.errors import ConfigurationError
-    from distill.throughput import noise, ratios, seconds_each, use_of_device
+    from distill.throughput import noise, ratios, time_each, use_of_device
 
     for name, least in (("images", 1), ("heads", 1), ("batch", 1), ("rounds", 3), ("workers", 1)):
         if getattr(options, name) < least:
@@ -66,20 +67,23 @@ def run(options: argparse.Namespace) -> int:
         say(f"drawing {images} pictures")
         sides = pipeline_sides(Path(folder), teacher, options)
         say(f"{options.rounds + 1} rounds of {images} pictures, twice each (the first round warms up)")
-        times = seconds_each(sides, rounds=options.rounds)
+        times = time_each(sides, rounds=options.rounds)
     one, many = noise(teacher.input_size, 1, heads), noise(teacher.input_size, heads, 1)
     say(f"{options.rounds + 1} rounds of {heads} heads, as one image and as {heads} samples")
-    shared = seconds_each({"one": lambda: one.run(teacher), "many": lambda: many.run(teacher)}, rounds=options.rounds)
-    added, gain = ratios(times["build"], times["forward"]), ratios(shared["many"], shared["one"])
-    forward = statistics.median(times["forward"])
+    shared = time_each({"one": lambda: one.run(teacher), "many": lambda: many.run(teacher)}, rounds=options.rounds)
+    added, added_cpu = ratios(times["build"].wall, times["forward"].wall), ratios(times["build"].cpu, times["forward"].cpu)
+    gain, gain_cpu = ratios(shared["many"].wall, shared["one"].wall), ratios(shared["many"].cpu, shared["one"].cpu)
+    forward = statistics.median(times["forward"].wall)
     facts: dict[str, Any] = {
         "teacher": teacher.name, "device": teacher.device, "precision": teacher.fingerprint["precision"], "compiled": options.compiled,
         "input_size": list(teacher.input_size), "images": images, "heads_per_image": heads, "batch": options.batch, "rounds": options.rounds,
         "workers": options.workers, "images_per_s": round(images / forward, 3), "heads_per_s": round(images * heads / forward, 3),
-        "forward_s": _spread(times["forward"]), "build_s": _spread(times["build"]),
-        "pipeline_over_forward": [round(value - 1.0, 4) for value in added], "share_not_forward": round(1.0 - 1.0 / added[0], 4),
-        "bar_pipeline_over_forward": BAR, "one_image_s": _spread(shared["one"]), "samples_s": _spread(shared["many"]),
-        "samples_over_one_image": [round(value, 3) for value in gain], **use_of_device(teacher, images, images * heads, forward),
+        "forward_s": _spread(times["forward"].wall), "build_s": _spread(times["build"].wall), "forward_cpu_s": _spread(times["forward"].cpu),
+        "pipeline_over_forward": [round(value - 1.0, 4) for value in added], "pipeline_over_forward_cpu": [round(value - 1.0, 4) for value in added_cpu],
+        "share_not_forward": round(1.0 - 1.0 / added[0], 4), "bar_pipeline_over_forward": BAR, "one_image_s": _spread(shared["one"].wall),
+        "samples_s": _spread(shared["many"].wall), "samples_over_one_image": [round(value, 3) for value in gain],
+        "samples_over_one_image_cpu": [round(value, 3) for value in gain_cpu], "load": round(os.getloadavg()[0], 2),
+        **use_of_device(teacher, images, images * heads, forward),
     }
     if options.json:
         print_json(facts)
@@ -93,9 +97,11 @@ def run(options: argparse.Namespace) -> int:
         ["arithmetic", rate],
         ["cache build of the same", _shown(facts["build_s"])],
         ["the pipeline adds", f"{added[0] - 1:+.1%} (from {added[1] - 1:+.1%} to {added[2] - 1:+.1%}; bar: +{BAR:.0%})"],
+        ["in processor time", f"{added_cpu[0] - 1:+.1%} (from {added_cpu[1] - 1:+.1%} to {added_cpu[2] - 1:+.1%}), whatever else runs; load {facts['load']}"],
         ["of the build not forward", f"{facts['share_not_forward']:.1%}"],
         [f"{heads} heads as one image", _shown(facts["one_image_s"])],
-        [f"{heads} heads as {heads} samples", f"{_shown(facts['samples_s'])}: {gain[0]:.2f} times as much (from {gain[1]:.2f} to {gain[2]:.2f})"],
+        [f"{heads} heads as {heads} samples", _shown(facts["samples_s"])],
+        ["", f"{gain[0]:.2f} times as much (from {gain[1]:.2f} to {gain[2]:.2f}; in processor time {gain_cpu[0]:.2f})"],
     ]
     title = f"{teacher.name} on {teacher.device}, {facts['precision']}, {images} images with {heads} heads, median of {options.rounds} rounds (least to most)"
     print_result(table(title, ["what", "value"], rows, left=2))

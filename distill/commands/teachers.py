@@ -198,7 +198,7 @@ def run_check(options: argparse.Namespace) -> int:
     import torch
 
     from distill.console import print_json, print_result
-    from distill.throughput import noise, seconds_each, use_of_device
+    from distill.throughput import noise, time_each, use_of_device
     from teachers.model import parameter_count
     from teachers.model_teacher import ModelTeacher, has_units
 
@@ -206,7 +206,7 @@ def run_check(options: argparse.Namespace) -> int:
     batch = noise(teacher.input_size, options.images, options.heads)
     heatmap, inout = batch.run(teacher)
     finite = bool(np.isfinite(heatmap).all()) and (inout is None or bool(np.isfinite(inout).all()))
-    seconds = statistics.median(seconds_each({"pass": lambda: batch.run(teacher)}, rounds=3)["pass"])
+    seconds = statistics.median(time_each({"pass": lambda: batch.run(teacher)}, rounds=3)["pass"].wall)
     heads = options.images * options.heads
     facts: dict[str, Any] = {
         "name": teacher.name, "digest": teacher.fingerprint["weights"], "input_size": list(teacher.input_size),
