@@ -62,14 +62,15 @@ def test_missing_and_old_packages_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {check.name: check for check in doctor.check_packages(there.get)}
     assert [name for name, check in found.items() if check.state != OK] == ["torch", "timm"]
     assert (found["torch"].state, found["torch"].remedy) == (FAIL, "pip install 'torch>=2.6'")
-    assert (found["timm"].state, found["timm"].found) == (FAIL, "1.0.19, needs >=1.0.20")
+    assert (found["timm"].state, found["timm"].found) == (FAIL, "1.0.19, needs >=1.0.21")
 
 
 def test_a_missing_extra_is_a_warning_that_names_the_command() -> None:
     there = dict.fromkeys(("onnx", "onnxscript", "tensorboard"), "1.0")
-    export, report = doctor.check_extras(there.get)
+    export, report, tracking = doctor.check_extras(there.get)
     assert export == Check("extra export", WARN, "not installed: onnxruntime", "pip install 'gaze-distill[export]'")
     assert report.state == OK
+    assert tracking == Check("extra tracking", WARN, "not installed: wandb", "pip install 'gaze-distill[tracking]'")
 
 
 def test_a_library_that_does_not_load_fails_and_ends_the_examination(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from distill.synth import SynthConfig, write_dataset
 from distill.views import ViewPolicy
 from teachers.cache.reader import CacheReader
 from teachers.cache.verify import kl_divergence
-from teachers.catalogue import load_teacher
+from teachers.catalogue import load_model_teacher
 from teachers.contract import Teacher
 from teachers.model import GazeModel, ModelConfig
 from teachers.model_teacher import ModelTeacher
@@ -105,4 +105,4 @@ def measure_codecs(teacher: Teacher, source: SceneSource, folder: Path) -> list[
 
 def demo_teacher() -> ModelTeacher:
     """The teacher that comes with the package."""
-    return load_teacher("demo")
+    return load_model_teacher("demo")

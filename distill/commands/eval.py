@@ -95,10 +95,11 @@ def run(options: argparse.Namespace) -> int:
             teacher, role, shown = model, "teacher", spec
         else:
             role = "student"
-        if options.save_predictions is not None and spec == options.models[0]:
-            model = RecordedModel(model, options.save_predictions, shown)
         # Two runs of one name in two places would be one row.
-        contenders.append(contender(spec, role, model, spec if shown in [each.name for each in contenders] else shown))
+        entry = contender(spec, role, model, spec if shown in [each.name for each in contenders] else shown)
+        if options.save_predictions is not None and spec == options.models[0]:
+            entry = replace(entry, model=RecordedModel(model, options.save_predictions, shown))
+        contenders.append(entry)
         specs.append(spec)
     if options.paired and len(specs) == 1:
         raise ConfigurationError(f"{options.paired} has nothing to be compared with; give another model: distill eval MODEL --paired {options.paired}")
