@@ -231,8 +231,7 @@ class CacheReader:
         """The rows of many (scene key, view) pairs, decoded, in the order given; a pair may come twice.
 
         ``out`` ``[>=R,h,w]`` float32 is decoded into where it is given (a tensor's ``.numpy()`` is one); otherwise the maps are new.
-        Raises :class:`CacheError` as :meth:`read` does, and for an ``out`` that is too small. Several times as fast as reading
-        one by one.
+        Raises :class:`CacheError` as :meth:`read` does, and for an ``out`` that is too small.
         """
         if not items:
             none = np.zeros(0, np.float32)
