@@ -62,7 +62,7 @@ def test_missing_and_old_packages_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {check.name: check for check in doctor.check_packages(there.get)}
     assert [name for name, check in found.items() if check.state != OK] == ["torch", "timm"]
     assert (found["torch"].state, found["torch"].remedy) == (FAIL, "pip install 'torch>=2.6'")
-    assert (found["timm"].state, found["timm"].found) == (FAIL, "1.0.19, needs >=1.0.21")
+    assert (found["timm"].state, found["timm"].found) == (FAIL, "1.0.19, needs >=1.0.20")
 
 
 def test_a_missing_extra_is_a_warning_that_names_the_command() -> None:
