@@ -66,8 +66,8 @@ def hub_weights(backbone: str, options: dict[str, Any]) -> dict[str, Tensor]:
     """timm's pretrained weights of ``backbone``, downloaded or from its cache."""
     if not is_timm_model(backbone):
         raise WeightsError(
-            f"there are no pretrained weights of {backbone} to fetch; give a file with --backbone-weights FILE (teachers convert: --backbone FILE), start from a teacher's "
-            "backbone, or pass --random-backbone to start from noise"
+            f"there are no pretrained weights of {backbone} to fetch; give a file with --backbone-weights FILE (teachers convert: --backbone "
+            "FILE), start from a teacher's backbone, or pass --random-backbone to start from noise"
         )
     try:
         return timm.create_model(backbone, pretrained=True, **options).state_dict()
