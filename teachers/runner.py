@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from teachers.build_work import Work, choose_work, process_part, scene_numbers, wanted_manifest
+from teachers.build_work import Work, choose_work, no_cache_to_mend, process_part, scene_numbers, wanted_manifest
 from teachers.cache.codecs import codec_named
-from teachers.cache.format import SHARDS, Span
+from teachers.cache.format import MANIFEST, SHARDS, Span
 from teachers.cache.reader import CacheReader
 from teachers.cache.remedies import rebuild_remedy
 from teachers.cache.writer import (
@@ -101,7 +101,7 @@ def build_cache(
     report: Callable[[BuildRecord], None] | None = None,
     workers: int = 1,
     command: str = "",
-    rebuild: Collection[int] = (),
+    rebuild: Sequence[int] = (),
     retry_skipped: bool = False,
 ) -> BuildSummary:
     """Compute what cache ``path`` lacks of ``source`` × ``views``, and nothing else; create the cache if there is none.
@@ -122,6 +122,8 @@ def build_cache(
     started, path = time.perf_counter(), Path(path)
     index, count = process_part(part)
     wanted = wanted_manifest(teacher, source, codec, command)
+    if rebuild and not (path / MANIFEST).exists():
+        raise no_cache_to_mend(path, rebuild)
     settle_manifest(path, wanted, source.keys, views, scenes_per_shard)
     remove_abandoned(path / SHARDS)
     reader = CacheReader(path)
