@@ -212,7 +212,7 @@ def _write(student: GazeModel, core: Path, path: Path, wanted: Wanted, calibrati
         to_int8(core, changed, feeds, part)
     graph = path if wanted.format == "onnx" else core.with_name("whole.onnx")
     if wanted.pixels == "uint8":
-        prepend_resize(changed, graph, student.input_size)
+        prepend_resize(changed, graph, student.input_size, products=wanted.format == "openvino")
     else:
         shutil.copyfile(changed, graph)
     if wanted.format == "openvino":

@@ -2,7 +2,9 @@
 
 The resizing is that of training, :data:`RESIZE`. In ONNX it is one ``Resize`` (opset 18) with antialiasing whose weights are
 renormalised at the borders (``exclude_outside``): without that ONNX Runtime counts samples outside the picture, and values differ by
-up to .06 of 1 where one axis shrinks. In torch it is the function that training uses.
+up to .06 of 1 where one axis shrinks. OpenVINO reads that operator and samples otherwise (an argmax 30 cells away was seen), so what is
+written for it resizes by two matrix products, whose weights the graph computes from the picture's size; they cost more on large
+pictures. In torch it is the function that training uses.
 """
 
 from __future__ import annotations
@@ -54,31 +56,41 @@ class RawGaze(nn.Module):
         return self.core(images.clamp(0.0, 1.0), boxes, image_index)
 
 
-def prepend_resize(source: Path, target: Path, size: tuple[int, int]) -> None:
-    """Write the ONNX graph at ``source``, whose input ``images`` is resized floats, to ``target`` with raw ``pictures`` as input."""
+def prepend_resize(source: Path, target: Path, size: tuple[int, int], *, products: bool = False) -> None:
+    """Write the ONNX graph at ``source``, whose input ``images`` is resized floats, to ``target`` with raw ``pictures`` as input.
+
+    ``products``: resize by matrix products instead of the operator ``Resize``.
+    """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
     model = onnx.load(str(source))
     graph = model.graph
-    constants = {
-        "raw.size": np.array([3, *size], np.int64), "raw.scale": np.array(255.0, np.float32),
-        "raw.zero": np.array(0.0, np.float32), "raw.one": np.array(1.0, np.float32),
+    constants: dict[str, np.ndarray] = {
+        "raw.scale": np.array(255.0, np.float32), "raw.zero": np.array(0.0, np.float32), "raw.one": np.array(1.0, np.float32),
     }
-    nodes = [
-        helper.make_node("Shape", [PICTURES], ["raw.count"], name="raw.count", start=0, end=1),
-        helper.make_node("Concat", ["raw.count", "raw.size"], ["raw.shape"], name="raw.shape", axis=0),
-        helper.make_node("Transpose", [PICTURES], ["raw.planes"], name="raw.planes", perm=[0, 3, 1, 2]),
-        helper.make_node("Cast", ["raw.planes"], ["raw.floats"], name="raw.floats", to=TensorProto.FLOAT),
-        helper.make_node("Div", ["raw.floats", "raw.scale"], ["raw.unit"], name="raw.unit"),
-        helper.make_node(
-            "Resize", ["raw.unit", "", "", "raw.shape"], ["raw.resized"], name="raw.resized", mode="linear", antialias=1,
-            coordinate_transformation_mode="half_pixel", exclude_outside=1,
-        ),
-        helper.make_node("Clip", ["raw.resized", "raw.zero", "raw.one"], ["images"], name="raw.clip"),
-    ]
-    for position, node in enumerate(nodes):
-        graph.node.insert(position, node)
+    nodes: list[Any] = []
+
+    def node(kind: str, inputs: list[str], name: str, **attributes: Any) -> str:
+        nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
+        return name
+
+    planes = node("Transpose", [PICTURES], "raw.planes", perm=[0, 3, 1, 2])
+    unit = node("Div", [node("Cast", [planes], "raw.floats", to=TensorProto.FLOAT), "raw.scale"], "raw.unit")
+    if products:
+        down = _weights(node, constants, "raw.rows", 1, size[0])
+        across = node("Transpose", [_weights(node, constants, "raw.columns", 2, size[1])], "raw.across", perm=[1, 0])
+        resized = node("MatMul", [node("MatMul", [down, unit], "raw.lower"), across], "raw.resized")
+    else:
+        constants["raw.size"] = np.array([3, *size], np.int64)
+        shape = node("Concat", [node("Shape", [PICTURES], "raw.count", start=0, end=1), "raw.size"], "raw.shape", axis=0)
+        resized = node(
+            "Resize", [unit, "", "", shape], "raw.resized", mode="linear", antialias=1, coordinate_transformation_mode="half_pixel",
+            exclude_outside=1,
+        )
+    node("Clip", [resized, "raw.zero", "raw.one"], "images")
+    for position, each in enumerate(nodes):
+        graph.node.insert(position, each)
     graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
     kept = [value for value in graph.input if value.name != "images"]
     del graph.input[:]
@@ -87,6 +99,26 @@ def prepend_resize(source: Path, target: Path, size: tuple[int, int]) -> None:
     # A reader that knows nothing of the JSON beside the file finds the size that pictures are brought to.
     helper.set_model_props(model, {"input_size": f"{size[0]},{size[1]}"})
     onnx.save(model, str(target))
+
+
+def _weights(node: Any, constants: dict[str, np.ndarray], name: str, axis: int, cells: int) -> str:
+    """Name of the weights ``[cells, source]`` by which a picture's ``axis`` is resampled, computed from its size: see :data:`RESIZE`."""
+    constants |= {
+        f"{name}.cells": np.array(float(cells), np.float32), f"{name}.centres": (np.arange(cells, dtype=np.float32) + 0.5)[:, None],
+        f"{name}.half": np.array(0.5, np.float32), f"{name}.last": np.array([1], np.int64), f"{name}.none": np.array([], np.int64),
+        f"{name}.from": np.array(0, np.int64), f"{name}.step": np.array(1, np.int64),
+    }
+    count = node("Shape", [PICTURES], f"{name}.count", start=axis, end=axis + 1)
+    scalar = node("Reshape", [count, f"{name}.none"], f"{name}.scalar")
+    scale = node("Div", [node("Cast", [scalar], f"{name}.float", to=1), f"{name}.cells"], f"{name}.scale")
+    support = node("Max", [scale, "raw.one"], f"{name}.support")
+    pixels = node("Cast", [node("Range", [f"{name}.from", scalar, f"{name}.step"], f"{name}.range")], f"{name}.pixels", to=1)
+    centres = node("Mul", [f"{name}.centres", scale], f"{name}.at")
+    away = node("Abs", [node("Sub", [node("Add", [pixels, f"{name}.half"], f"{name}.middles"), centres], f"{name}.difference")], f"{name}.away")
+    fallen = node("Sub", ["raw.one", node("Div", [away, support], f"{name}.share")], f"{name}.fallen")
+    triangle = node("Max", [fallen, "raw.zero"], f"{name}.triangle")
+    total = node("ReduceSum", [triangle, f"{name}.last"], f"{name}.total", keepdims=1)
+    return str(node("Div", [triangle, total], f"{name}.weights"))
 
 
 def answer(runtime: Runtime, batch: SceneBatch) -> GazeOutput:
