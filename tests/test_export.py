@@ -30,10 +30,11 @@ from students.onnx_runtime import OnnxGaze, file_digest, read_export
 from students.parity import SceneBatch, Tolerance, compare
 from teachers.catalogue import load_teacher
 from teachers.contract import GazeOutput
-from teachers.model import GazeModel, ModelConfig
+from teachers.model import GazeModel
 from teachers.onnx_teacher import OnnxTeacher
-from teachers.weights import save_model
-from tests.fixtures import write_folder, write_gazefollow
+from tests.export_world import CONFIG, already_traced, tiny_export, tiny_model, tiny_run
+from tests.fixtures import write_folder
+
 
 def logit(probability: float) -> float:
     return float(np.log(probability / (1 - probability)))

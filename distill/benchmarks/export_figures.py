@@ -108,8 +108,6 @@ def report_memory(text: str, people: str) -> None:
 def _import_runtimes(kind: str) -> None:
     import torch
 
-    import distill.throughput
-    import students.export
     import teachers.onnx_teacher
     import teachers.weights  # noqa: F401  what is imported is not the contender's
 

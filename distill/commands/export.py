@@ -98,9 +98,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _show(exported: Exported) -> None:
     from distill.console import print_result, table
-    from students.onnx_runtime import description_path
-
     from students.export import RUNTIMES
+    from students.onnx_runtime import description_path
 
     parity, description = exported.parity, exported.description
     allowed, timing = description["tolerance"], description["timing"]
