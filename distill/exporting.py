@@ -1,22 +1,25 @@
-"""From a run to an exported file: which student, which scenes it is checked on, and what is recorded beside the file."""
+"""From a run to an exported file: which student, which kind of file, and what is recorded beside it."""
 
 from __future__ import annotations
 
 import importlib
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.errors import ConfigurationError, DataError, MissingExtraError
+from distill.errors import ConfigurationError, MissingExtraError
 
 if TYPE_CHECKING:
-    from distill.scenes import Scene, SceneSet
-    from students.export import Exported
-    from students.parity import SceneBatch
+    from students.export import Exported, Wanted
+    from students.parity import Tolerance
 
-EXPORT_MODULES = ("onnx", "onnxscript", "onnxruntime")
-BATCHES = (1, 3, 8)  # pictures in a batch, in turn: the file promises any number
+# What each format needs beyond torch: (extra, modules).
+NEEDS: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
+    "onnx": (("export", ("onnx", "onnxscript", "onnxruntime")),),
+    "torch": (),
+    "openvino": (("export", ("onnx", "onnxscript", "onnxruntime")), ("openvino", ("openvino",))),
+}
 
 
 def require_extra(extra: str, *modules: str) -> None:
@@ -43,110 +46,75 @@ def student_directory(path: Path) -> Path:
     raise ConfigurationError(f"{path} {what}; give the directory of a run, such as runs/demo")
 
 
-def gate_scenes(run: Path, count: int, *, data: str | None = None, split: str | None = None) -> SceneSet:
-    """Scenes to check an export on: ``count`` of them, or all, spread evenly over the run's validation split.
+def default_name(wanted: Wanted) -> str:
+    """The name of a file of this kind: each kind has its own, so that they lie side by side with a JSON each."""
+    from students.onnx_runtime import SUFFIXES
 
-    ``data`` and ``split`` take the place of what the run's ``config.json`` says. Only scenes with heads count. Raises
-    :class:`ConfigurationError` where nothing says which data, :class:`DataError` where they cannot be read.
-    """
-    from distill.configuration import config_from_sections
-    from distill.readers import open_data
-
-    file = run / "config.json"
-    if file.is_file():
-        try:
-            sections = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ConfigurationError(f"{file} cannot be read ({error}); give --data and a stored model's directory") from None
-        sections.pop("facts", None)
-        config = config_from_sections(sections, str(file))
-        data, split = data or config.data, split or config.val_split
-    if not data:
-        raise ConfigurationError(f"{run} does not say which data to check the export on; give --data READER:PATH")
-    try:
-        scenes = open_data(data, _split_of(data, split or "val"))
-    except DataError as error:
-        raise DataError(f"scenes to check the export on: {error}; --data SPEC and --split NAME name others") from None
-    headed = [scene for scene in scenes.scenes if scene.heads]
-    if not headed:
-        raise DataError(f"no scene of {data} has a head to check the export on; --data SPEC names others")
-    count = min(count, len(headed))
-    return scenes.subset([headed[number * len(headed) // count] for number in range(count)])
+    parts = ["student"]
+    parts += [wanted.format] if wanted.format != "onnx" else []
+    parts += [wanted.precision] if wanted.precision != "float32" else []
+    parts += ["resized"] if wanted.pixels != "uint8" else []
+    return "-".join(parts) + SUFFIXES[wanted.format]
 
 
-def _split_of(data: str, split: str) -> str:
-    """A picture folder has one split, whatever is asked for."""
-    from distill.readers.folder import READER, recognises
+def tolerance_of(precision: str, changes: Mapping[str, float]) -> Tolerance:
+    """The precision's own tolerance with ``changes`` by name; :class:`ConfigurationError` for a name that does not exist."""
+    from students.parity import TOLERANCES, Tolerance
 
-    return "all" if data.startswith(f"{READER.name}:") or recognises(Path(data)) else split
-
-
-def batches(
-    scenes: Sequence[Scene], size: tuple[int, int], *, exif: bool = False, advance: Callable[[int], None] | None = None
-) -> Iterator[SceneBatch]:
-    """The scenes at ``size`` = (height, width), as the gate wants them; ``advance(n)`` is called when a batch is taken."""
-    import numpy as np
-    import torch
-
-    from distill.pictures import load_picture
-    from distill.source import refuse_outside
-    from distill.views import IDENTITY
-    from students.parity import SceneBatch
-
-    first, turn = 0, 0
-    while first < len(scenes):
-        chosen = scenes[first : first + BATCHES[turn % len(BATCHES)]]
-        first, turn = first + len(chosen), turn + 1
-        images, boxes = [], []
-        for scene in chosen:
-            picture = load_picture(scene.picture, exif=exif)
-            flat = scene.normalised(picture.shape[1], picture.shape[0])
-            refuse_outside(scene, flat)
-            boxes.append(flat.boxes().astype(np.float32))
-            images.append(IDENTITY.picture(picture, size))
-        counts = torch.tensor([len(each) for each in boxes])
-        yield SceneBatch(
-            torch.stack(images), torch.from_numpy(np.concatenate(boxes)),
-            torch.repeat_interleave(torch.arange(len(chosen)), counts), [scene.key for scene in chosen],
-        )
-        if advance is not None:
-            advance(len(chosen))
+    names = [field.name for field in fields(Tolerance)]
+    for name, value in changes.items():
+        if name not in names:
+            raise ConfigurationError(f"--tolerance {name} is unknown; there are {', '.join(names)}")
+        if not 0.0 <= value < float("inf"):
+            raise ConfigurationError(f"--tolerance {name}={value} is no tolerance; give a number from 0 on")
+    return replace(TOLERANCES[precision], **changes)
 
 
 def export_run(
     run: Path,
     out: Path | None = None,
     *,
+    wanted: Wanted | None = None,
     scenes: int = 64,
     data: str | None = None,
     split: str | None = None,
+    tolerance: Mapping[str, float] | None = None,
     advance: Callable[[int], None] | None = None,
     begin: Callable[[int], None] | None = None,
 ) -> Exported:
-    """Export the student of ``run`` to ONNX, by default as ``exports/student.onnx`` in the run's directory.
+    """Export the student of ``run``, by default as ``exports/student.onnx`` in the run's directory.
 
     ``begin(n)`` is called with the number of scenes before the graph is traced, ``advance(n)`` when n of them were compared.
     Raises :class:`MissingExtraError`, :class:`ConfigurationError`, :class:`DataError` and
     :class:`students.errors.ExportError`; what was exported before then stays as it is.
     """
-    require_extra("export", *EXPORT_MODULES)
-    from students.export import export_onnx
+    from students.export import Wanted, export_student
+
+    wanted = wanted or Wanted()
+    for extra, modules in NEEDS[wanted.format]:
+        require_extra(extra, *modules)
+    from distill.gate_scenes import GateScenes, GateScorer, gate_of
     from teachers.weights import load_model
 
+    allowed = tolerance_of(wanted.precision, tolerance or {})
     model, description = load_model(student_directory(run))
-    chosen = gate_scenes(run, scenes, data=data, split=split)
+    gate = gate_of(run, scenes, data=data, split=split)
     if begin is not None:
-        begin(len(chosen))
+        begin(len(gate.shown))
     facts = description.get("facts", {})
     recorded: dict[str, Any] = {
         "run": facts.get("run"),
         "metrics": facts.get("validation"),
         "selection": facts.get("selection"),
         "lineage": {**facts.get("lineage", {}), "weights": description["weights_digest"]},
-        "gate": {"data": data or f"{chosen.reader}:{chosen.root}", "split": chosen.split, "digest": chosen.digest()},
+        "gate": gate.facts(),
     }
-    return export_onnx(
-        model, out or run / "exports" / "student.onnx",
-        batches(chosen.scenes, model.input_size, exif=chosen.reader == "folder", advance=advance),
-        name=description["name"], weights_digest=description["weights_digest"], facts=recorded,
+    if wanted.precision == "int8":
+        recorded["calibration"] = {"views": len(gate.calibration), "split": gate.calibration[0].split, "policy": gate.policy.describe()}
+    return export_student(
+        model, out or run / "exports" / default_name(wanted),
+        GateScenes(gate.shown, model.input_size, policy=gate.policy, exif=gate.exif, advance=advance),
+        name=description["name"], weights_digest=description["weights_digest"], wanted=wanted,
+        calibration=GateScenes(gate.calibration, model.input_size, policy=gate.policy, exif=gate.exif),
+        scorer=lambda: GateScorer(gate.protocol), facts=recorded, tolerance=allowed,
     )

@@ -65,7 +65,7 @@ def lineage(text: str) -> Chain:
         ConfigurationError: ``text`` is none of these; the nearest names, or what lies below it, are offered.
     """
     path = Path(text).expanduser()
-    if path.suffix == ".onnx" and path.is_file():
+    if path.suffix in (".onnx", ".pt2", ".xml") and path.is_file():
         return Chain(text, "export", tuple(_export_links(path)))
     if (path / "config.json").is_file():
         return Chain(text, "run", tuple(_run_links(path)))
@@ -289,9 +289,10 @@ def _run_links(run: Path, *, exports: bool = True) -> Iterator[Link]:
     else:
         yield _weights_link("run", str(run), digest, student)
     for beside in sorted((run / "exports").glob("*.json")) if exports else ():
-        file = beside.with_suffix(".onnx")
+        content = _read(beside)
+        file = beside.with_name(str(content.get("file", f"{beside.stem}.onnx")))
         if file.is_file():
-            yield _export_link(file, _read(beside), digest)
+            yield _export_link(file, content, digest)
 
 
 def _used_cache(run: Path, stated: str, made_of: Mapping[str, Any]) -> Iterator[Link]:
@@ -386,9 +387,12 @@ def _export_links(file: Path) -> Iterator[Link]:
 
 def _export_link(file: Path, content: Mapping[str, Any], student: str | None) -> Link:
     """An exported file against the JSON beside it, and against the student of its run."""
-    from students.onnx_runtime import file_digest
+    from students.onnx_runtime import export_digest, export_files
 
-    stated, found = str(content.get("digest", "")), file_digest(file)
+    stated = str(content.get("digest", ""))
+    if missing := [each.name for each in export_files(file) if not each.is_file()]:
+        return Link("export", str(file), stated, CHANGED, f"{missing[0]} is not beside it")
+    found = export_digest(file)
     if found != stated:
         return Link("export", str(file), stated, CHANGED, f"the file has digest {found}")
     source = str(content.get("weights_digest", ""))

@@ -102,11 +102,11 @@ def load_gaze(spec: str, device: str = "auto") -> tuple[GazeFunction, str]:
         return stored, f"{stored.name} ({Path(spec).name})" if stored.name else Path(spec).name
     if spec.endswith(".onnx") and not spec.startswith(PREFIX):
         require_extra("export", "onnxruntime")
-        from students.onnx_runtime import OnnxGaze
+        from distill.exported import ExportedFile
 
         if device not in ("auto", "cpu"):
             raise ConfigurationError(f"an exported file runs on the CPU, not on {device}; leave --device out, or give the run")
-        exported = OnnxGaze(Path(spec))
+        exported = ExportedFile(Path(spec))
         return exported, Path(spec).name + mark(exported.description)
     from distill.fetching import download_progress
     from teachers.catalogue import load_teacher

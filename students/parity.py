@@ -6,9 +6,9 @@ cell, and on which side of one half the in/out probability falls.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,29 +17,58 @@ from torch import Tensor
 from students.errors import ExportError
 from teachers.contract import GazeOutput
 
-GazeCall = Callable[[Tensor, Tensor, Tensor], GazeOutput]
-
 
 @dataclass(frozen=True)
 class SceneBatch:
     """Some scenes to compare on: ``images [B,3,H,W]`` RGB in [0,1], ``boxes [N,4]`` xyxy in [0,1], ``image_index [N]``.
 
-    ``names [B]`` are the scenes' keys, for messages. Every scene has a head at least.
+    ``names [B]`` are the scenes' keys, for messages. ``pictures [B]`` are the same scenes as they were decoded, uint8 RGB ``[h,w,3]``
+    of any size each: what an exported file gets to see; ``images`` are these as training resizes them. ``labels [B]`` are handed to
+    the scorers and not looked at here. Every scene has a head at least.
     """
 
     images: Tensor
     boxes: Tensor
     image_index: Tensor
     names: Sequence[str]
+    pictures: Sequence[np.ndarray] = ()
+    labels: Sequence[Any] = ()
+
+
+GazeCall = Callable[[SceneBatch], GazeOutput]
+
+
+class Scorer(Protocol):
+    """What turns answers into the metrics of the field, passed in from above: ``auc`` and ``avg_l2``, None where undefined."""
+
+    def add(self, batch: SceneBatch, heatmap: np.ndarray, inout: np.ndarray | None) -> None: ...
+
+    def result(self) -> Mapping[str, float | None]: ...
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What may differ: |Δprobability| of cells and of in/out, share of heads with an equal argmax, share of in/out flips."""
+    """What may differ; None: not asked.
 
-    probability: float = 1e-3
-    argmax_equal: float = 0.99
-    inout_flips: float = 0.0
+    ``probability``: |Δprobability| of cells and of in/out; ``argmax_equal``: share of heads with the same highest cell, at least;
+    ``mean_shift``: of that cell, in cells; ``auc_loss`` and ``avg_l2_gain``: by how much the metrics may be worse on the gate's scenes;
+    ``inout_flips``: share of heads whose in/out answer flips.
+    """
+
+    probability: float | None = 1e-3
+    argmax_equal: float | None = 0.99
+    mean_shift: float | None = None
+    auc_loss: float | None = None
+    avg_l2_gain: float | None = None
+    inout_flips: float | None = 0.0
+
+
+# What a file of each precision may differ by.
+TOLERANCES: Mapping[str, Tolerance] = {
+    "float32": Tolerance(),
+    "float16": Tolerance(probability=1e-2, argmax_equal=None, mean_shift=0.25, inout_flips=0.01),
+    "int8": Tolerance(probability=None, argmax_equal=None, auc_loss=0.005, avg_l2_gain=0.005, inout_flips=0.02),
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +93,8 @@ class Parity:
     """Differences over all scenes.
 
     ``heatmap_probability`` and ``inout_probability`` are the largest |Δprobability| (the latter None without in/out), shifts are
-    in cells, ``argmax_equal`` and ``inout_flips`` shares of heads in [0,1]. ``worst`` are the scenes that differ most, worst first.
+    in cells, ``argmax_equal`` and ``inout_flips`` shares of heads in [0,1]. ``worst`` are the scenes that differ most, worst first;
+    ``reference_metrics`` and ``metrics`` are both models' scores on the scenes, None where nothing scored them.
     """
 
     scenes: int
@@ -77,20 +107,37 @@ class Parity:
     max_argmax_shift: float
     inout_flips: float | None
     worst: tuple[SceneDifference, ...]
+    reference_metrics: Mapping[str, float | None] | None = None
+    metrics: Mapping[str, float | None] | None = None
+
+    def change(self, metric: str) -> float | None:
+        """By how much ``metric`` differs from the student's on the same scenes; None where either is undefined or not scored."""
+        ours, theirs = (each.get(metric) if each else None for each in (self.metrics, self.reference_metrics))
+        return None if ours is None or theirs is None else ours - theirs
 
     def failures(self, tolerance: Tolerance) -> list[str]:
-        """What is beyond ``tolerance``, in words; empty if nothing is."""
+        """What is beyond ``tolerance``, in words; empty if nothing is. A metric that is asked for and undefined is a failure."""
         if not self.finite:
             return ["an answer is not finite"]
+        loss = self.change("auc")
+        most = (
+            ("heatmap |Δp|", self.heatmap_probability, tolerance.probability, "{:.3g}", True),
+            ("in/out |Δp|", self.inout_probability, tolerance.probability, "{:.3g}", False),
+            ("mean argmax shift in cells", self.mean_argmax_shift, tolerance.mean_shift, "{:.3g}", True),
+            ("loss of AUC", None if loss is None else -loss, tolerance.auc_loss, "{:.4f}", True),
+            ("gain of avg L2", self.change("avg_l2"), tolerance.avg_l2_gain, "{:.4f}", True),
+            ("in/out flips, share of heads,", self.inout_flips, tolerance.inout_flips, "{:.2%}", False),
+        )
         found = []
-        if not self.heatmap_probability <= tolerance.probability:
-            found.append(f"heatmap |Δp| {self.heatmap_probability:.3g} > {tolerance.probability:g}")
-        if self.inout_probability is not None and not self.inout_probability <= tolerance.probability:
-            found.append(f"in/out |Δp| {self.inout_probability:.3g} > {tolerance.probability:g}")
-        if not self.argmax_equal >= tolerance.argmax_equal:
+        for what, value, allowed, form, needed in most:
+            if allowed is None or (value is None and not needed):
+                continue
+            if value is None:
+                found.append(f"{what} is not to be had: no gaze point in the scenes (give scenes with annotations by --data)")
+            elif not value <= allowed:
+                found.append(f"{what} {form.format(value)} > {allowed:g}")
+        if tolerance.argmax_equal is not None and not self.argmax_equal >= tolerance.argmax_equal:
             found.append(f"argmax equal on {self.argmax_equal:.2%} of heads < {tolerance.argmax_equal:.0%}")
-        if self.inout_flips is not None and not self.inout_flips <= tolerance.inout_flips:
-            found.append(f"in/out flips on {self.inout_flips:.2%} of heads > {tolerance.inout_flips:.0%}")
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -99,7 +146,9 @@ class Parity:
             "scenes": self.scenes, "heads": self.heads, "heatmap_probability": self.heatmap_probability,
             "inout_probability": self.inout_probability, "argmax_equal": self.argmax_equal,
             "mean_argmax_shift": self.mean_argmax_shift, "max_argmax_shift": self.max_argmax_shift,
-            "inout_flips": self.inout_flips,
+            "inout_flips": self.inout_flips, "auc_change": self.change("auc"), "avg_l2_change": self.change("avg_l2"),
+            "reference_metrics": None if self.reference_metrics is None else dict(self.reference_metrics),
+            "metrics": None if self.metrics is None else dict(self.metrics),
         }
 
 
@@ -114,8 +163,10 @@ def _argmax_cells(heatmaps: np.ndarray) -> np.ndarray:
     return np.stack((best // width, best % width), axis=1)
 
 
-def compare(reference: GazeCall, candidate: GazeCall, scenes: Iterable[SceneBatch], *, worst: int = 3) -> Parity:
-    """Run both models on all ``scenes`` and measure; ``worst`` is how many scenes to name.
+def compare(
+    reference: GazeCall, candidate: GazeCall, scenes: Iterable[SceneBatch], *, worst: int = 3, scorer: Callable[[], Scorer] | None = None
+) -> Parity:
+    """Run both models on all ``scenes`` and measure; ``worst`` is how many scenes to name, ``scorer`` makes one scorer for each model.
 
     Raises :class:`ExportError` when there is no head to compare on, when the reference itself is not finite, or when only one of
     the two has in/out answers.
@@ -125,11 +176,14 @@ def compare(reference: GazeCall, candidate: GazeCall, scenes: Iterable[SceneBatc
     inout: list[np.ndarray] = []
     flips: list[np.ndarray] = []
     ranked: list[SceneDifference] = []
+    scorers = None if scorer is None else (scorer(), scorer())
     for batch in scenes:
         with torch.inference_mode():
-            wanted = reference(batch.images, batch.boxes, batch.image_index)
-            got = candidate(batch.images, batch.boxes, batch.image_index)
+            wanted, got = reference(batch), candidate(batch)
         p, s, i, f = _differences(wanted, got, batch)
+        if scorers is not None and all(np.isfinite(p)) and all(np.isfinite(i)):
+            for each, answer in zip(scorers, (wanted, got), strict=True):
+                each.add(batch, answer.heatmap.float().cpu().numpy(), None if answer.inout is None else answer.inout.float().cpu().numpy())
         index = batch.image_index.cpu().numpy()
         for number, name in enumerate(batch.names):
             mine = index == number
@@ -151,6 +205,7 @@ def compare(reference: GazeCall, candidate: GazeCall, scenes: Iterable[SceneBatc
         heatmap_probability=float(p.max()), inout_probability=float(i.max()) if len(i) else None,
         argmax_equal=float((s == 0).mean()), mean_argmax_shift=float(s.mean()), max_argmax_shift=float(s.max()),
         inout_flips=float(f.mean()) if len(f) else None, worst=tuple(ranked[:worst]),
+        reference_metrics=None if scorers is None else scorers[0].result(), metrics=None if scorers is None else scorers[1].result(),
     )
 
 

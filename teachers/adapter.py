@@ -114,6 +114,11 @@ BUILT_IN: Mapping[str, Adapter] = {
         ),
         # What `distill export` writes.
         Adapter(
+            "gaze-distill-raw", ImageInput("pictures", layout="NHWC", range=255.0), BoxInput("boxes", nesting="flat", image_index="image_index"),
+            MapOutput("heatmap", "logits"), InoutOutput("inout", "logits"),
+        ),
+        # The same with `--pixels float32`, and by versions before raw pictures went in.
+        Adapter(
             "gaze-distill", ImageInput("images"), BoxInput("boxes", nesting="flat", image_index="image_index"),
             MapOutput("heatmap", "logits"), InoutOutput("inout", "logits"),
         ),

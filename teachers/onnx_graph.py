@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,14 @@ ARITHMETIC = {"Add", "Concat", "Div", "Max", "Mean", "Min", "Mul", "Pow", "Reduc
 @dataclass(frozen=True)
 class OnnxGraph:
     """``inputs`` and ``outputs`` map names to shapes, an open dimension is None; ``kinds`` maps outputs to "probabilities",
-    "logits" or "" (not to be seen); ``digest`` is BLAKE2b of 16 bytes (hex) over the file and its external data."""
+    "logits" or "" (not to be seen); ``digest`` is BLAKE2b of 16 bytes (hex) over the file and its external data; ``metadata`` is the
+    file's own table of texts."""
 
     inputs: Mapping[str, tuple[int | None, ...]]
     outputs: Mapping[str, tuple[int | None, ...]]
     kinds: Mapping[str, str]
     digest: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def require(module: str) -> Any:
@@ -62,6 +64,7 @@ def read_graph(path: Path) -> OnnxGraph:
         {value.name: _shape(value) for value in graph.output},
         {value.name: _kind(value.name, makers) for value in graph.output},
         _digest(path, sorted(set(_external(onnx, graph, path)))),
+        {entry.key: entry.value for entry in model.metadata_props},
     )
 
 

@@ -175,7 +175,10 @@ class OnnxTeacher:
             raise BlackBoxError(f"{where} has {channels} channels as {image.layout}; correct image.layout in the adapter")
         if batch not in (1, None):
             raise BlackBoxError(f"{where} takes exactly {batch} pictures a call; export it for 1, or for any number")
-        size = image.size or (sides[0], sides[1])
+        stated = self._graph.metadata.get("input_size", "").split(",")
+        # Where any size goes in, a file of this project says to what size it brings pictures: one that has it is left as it is.
+        own = (int(stated[0]), int(stated[1])) if len(stated) == 2 and all(each.isdecimal() for each in stated) else None
+        size = image.size or (own if None in sides and own else (sides[0], sides[1]))
         if None in size:
             raise BlackBoxError(f"{where} leaves the picture's size open; give [image] size = [height, width] in the adapter")
         if any(side not in (None, given) for side, given in zip(sides, size, strict=True)):

@@ -1,0 +1,176 @@
+"""``distill bench export``: every format and precision of a run's student, and other ONNX models, in one table."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distill.benchmarks.export_figures import Contender
+    from distill.gate_scenes import Gate
+
+DESCRIPTION = """\
+Export a run's student in every format and precision that is installed here, each through its gate, and time the files side by side: a call
+of each in turn in every round. The picture has the input size, so decoding and resizing cost nothing. Further ONNX gaze models given by
+path are timed and scored on the same scenes (docs/black-box-teachers.md: how they are understood). Pictures a second are those of one call
+with four pictures. Memory is what a process of its own grows by. A file that its gate withholds has its reason instead of figures.
+"""
+EPILOG = """\
+examples:
+  distill bench export runs/demo
+  distill bench export runs/demo other_model.onnx --people 1,5,20
+  distill bench export runs/demo --quick --json
+"""
+KINDS = (("onnx", "float32"), ("onnx", "float16"), ("onnx", "int8"), ("torch", "float32"), ("openvino", "float32"), ("openvino", "float16"), ("openvino", "int8"))
+
+
+def register(actions: Any) -> None:
+    """Add ``export`` to the benchmarks."""
+    parser: argparse.ArgumentParser = actions.add_parser(
+        "export",
+        help="latency, memory, size and accuracy of every exported format",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run_dir", type=Path, metavar="RUN", help="a run's directory, or a stored model's (then with --data)")
+    parser.add_argument("others", nargs="*", type=Path, metavar="FILE.onnx", help="other gaze models to compare with")
+    parser.add_argument("--people", type=_counts, default=(1, 5), metavar="N,N", help="heads in the picture (default: 1,5)")
+    parser.add_argument("--rounds", type=int, default=40, metavar="R", help="timed rounds (default: 40)")
+    parser.add_argument("--scenes", type=int, default=64, metavar="N", help="pictures of the gate (default: 64)")
+    parser.add_argument("--data", metavar="SPEC", help="scenes of this data set instead of the run's own")
+    parser.add_argument("--split", metavar="NAME", help="split of the data set (default: the run's validation split)")
+    parser.add_argument("--quick", action="store_true", help="ONNX alone, 8 rounds, 16 pictures in the gate")
+    parser.add_argument("--json", action="store_true", help="the same facts as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Export, measure and print."""
+    import os
+    import statistics
+    import tempfile
+
+    import torch
+
+    from distill.benchmarks.export_figures import PICTURES_AT_ONCE, call_of, peak_megabytes, spread
+    from distill.console import print_json, print_result, say, table
+    from distill.errors import ConfigurationError
+    from distill.exporting import require_extra
+    from distill.throughput import time_each
+
+    rounds, scenes = (8, 16) if options.quick else (options.rounds, options.scenes)
+    if rounds < 5 or scenes < 1:
+        raise ConfigurationError(f"--rounds is {rounds} and --scenes {scenes}; give at least 5 and 1")
+    require_extra("export", "onnx", "onnxscript", "onnxruntime")
+    with tempfile.TemporaryDirectory(prefix="distill-bench-") as folder:
+        contenders = entrants(options, Path(folder), scenes, say)
+        running = [each for each in contenders if not each.withheld]
+        calls: dict[str, Callable[[], Any]] = {}
+        for place, each in enumerate(running):
+            for people in options.people:
+                calls[f"{place} {people}"] = call_of(each, 1, people)
+                calls[f"{place} {people} batch"] = call_of(each, PICTURES_AT_ONCE, people)
+        say(f"timing {len(running)} models with {' and '.join(map(str, options.people))} heads, {rounds} rounds in turn")
+        times = time_each(calls, rounds=rounds, warm_up=2)
+        base = next(place for place, each in enumerate(running) if (each.kind, each.precision) in (("onnx", "float32"), ("student", "float32")))
+        facts = []
+        for place, each in enumerate(running):
+            for people in options.people:
+                one, batch = times[f"{place} {people}"], times[f"{place} {people} batch"]
+                ratio = statistics.median(times[f"{base} {people}"].wall) / statistics.median(one.wall)
+                facts.append({
+                    "model": each.name, "format": each.kind, "precision": each.precision, "mb": round(each.bytes / 1e6, 3), "people": people,
+                    **spread(one.wall), "cpu_ms": round(1000 * statistics.median(one.cpu), 3), "speed_over_base": round(ratio, 3),
+                    "pictures_per_s": round(PICTURES_AT_ONCE / statistics.median(batch.wall), 2),
+                    "peak_mb": round(peak_megabytes(each, people), 1), **each.metrics,
+                })
+    about = {
+        "run": str(options.run_dir), "threads": torch.get_num_threads(), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2), "rounds": rounds,
+        "base": f"{running[base].kind} {running[base].precision}",
+    }
+    withheld = [{"format": each.kind, "precision": each.precision, "reason": each.withheld} for each in contenders if each.withheld]
+    if options.json:
+        print_json({**about, "rows": facts, "withheld": withheld})
+        return 0
+    rows = [
+        [
+            f"{fact['model']} {fact['format']} {fact['precision']}", str(fact["people"]), f"{fact['mb']:.2f}", f"{fact['median_ms']:.1f}", f"{fact['p95_ms']:.1f}",
+            f"{fact['cpu_ms']:.1f}", f"{fact['speed_over_base']:.2f}", f"{fact['pictures_per_s']:.1f}", f"{fact['peak_mb']:.0f}",
+            _figure(fact.get("auc"), "{:.4f}"), _figure(fact.get("avg_l2"), "{:.4f}"), _figure(fact.get("mean_shift"), "{:.3f}"), _figure(fact.get("flips"), "{:.3f}"),
+        ]
+        for fact in facts
+    ]
+    title = f"{about['threads']} threads, {rounds} rounds in turn, load {about['load']}; speed over {about['base']}"
+    heading = ["model", "heads", "MB", "ms", "p95", "CPU ms", "speed", "pictures/s", "peak MB", "AUC", "avg L2", "shift", "flips"]
+    print_result(table(title, heading, rows))
+    for entry in withheld:
+        print_result(f"{entry['format']} {entry['precision']}: {entry['reason']}")
+    return 0
+
+
+def entrants(options: argparse.Namespace, folder: Path, scenes: int, say: Callable[[str], None]) -> list[Contender]:
+    """The student in torch, every export of it, and the other models, with what the gate's scenes say of each."""
+    from distill.benchmarks.export_figures import Contender
+    from distill.errors import MissingExtraError
+    from distill.exporting import default_name, export_run, student_directory
+    from distill.gate_scenes import gate_of
+    from students.errors import ExportError
+    from students.export import Wanted
+
+    stored = student_directory(options.run_dir)
+    gate = gate_of(options.run_dir, scenes, data=options.data, split=options.split)
+    found: list[Contender] = []
+    for kind, precision in KINDS:
+        if options.quick and kind != "onnx":
+            continue
+        say(f"exporting {kind} {precision}")
+        wanted = Wanted(kind, precision)
+        try:
+            exported = export_run(
+                options.run_dir, folder / default_name(wanted), wanted=wanted, scenes=scenes, data=options.data, split=options.split
+            )
+        except (ExportError, MissingExtraError) as error:
+            found.append(Contender("student", kind, precision, withheld=str(error)))
+            continue
+        parity, description = exported.parity, exported.description
+        if not any(each.kind == "student" for each in found):
+            size = sum(file.stat().st_size for file in stored.glob("*.safetensors"))
+            found.append(Contender("student", "student", "float32", path=stored, bytes=size, metrics=parity.reference_metrics or {}))
+        metrics = {**(parity.metrics or {}), "mean_shift": parity.mean_argmax_shift, "flips": parity.inout_flips}
+        found.append(Contender("student", kind, precision, "uint8", exported.path, description["bytes"], metrics))
+    for path in options.others:
+        say(f"scoring {path} on the same pictures")
+        found.append(Contender(path.name, "black box", "as exported", path=path, bytes=path.stat().st_size, metrics=score(path, gate)))
+    return found
+
+
+def score(path: Path, gate: Gate) -> dict[str, float | None]:
+    """AUC and avg L2 of another ONNX gaze model on the gate's pictures; every file gives its own error when it does not fit."""
+    import torch
+
+    from distill.gate_scenes import GateScenes, GateScorer
+    from teachers.onnx_teacher import OnnxTeacher
+
+    model, scorer = OnnxTeacher(path, device="cpu"), GateScorer(gate.protocol)
+    with torch.inference_mode():
+        for batch in GateScenes(gate.shown, model.input_size, policy=gate.policy, exif=gate.exif):
+            answer = model(batch.images, batch.boxes, batch.image_index)
+            scorer.add(batch, answer.heatmap.numpy(), None if answer.inout is None else answer.inout.numpy())
+    return dict(scorer.result())
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "n/a" if value is None else form.format(value)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    try:
+        values = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or min(values) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers from 1 on, such as 1,5")
+    return values

@@ -1,0 +1,103 @@
+"""Smaller numbers for an exported ONNX graph: float16 weights and arithmetic, or int8 calibrated on training views.
+
+Both work on the graph whose input is resized pictures (the resizing comes in front of it later and stays float32) and keep inputs and
+outputs float32. What is computed from head boxes alone (which cells a head covers, where it lies) stays float32 too: in float16
+a box edge moves by up to 1/4096 of the picture, and with it whole cells.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PRECISIONS = ("float32", "float16", "int8")
+# What is int8, tried in this order until the gate lets one pass: all, or what is computed once a picture and not for each head.
+INT8_PARTS = ("all", "scene")
+HEAVY = ("Conv", "MatMul", "Gemm", "ConvTranspose")
+
+
+def to_float16(source: Path, target: Path) -> None:
+    """Write ``source`` to ``target`` with float16 inside."""
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    model = onnx.load(str(source))
+    with warnings.catch_warnings(), _quiet():
+        # Weights below float16's least value become that value; the gate sees what it does.
+        warnings.simplefilter("ignore")
+        converted = convert_float_to_float16(model, keep_io_types=True, node_block_list=sorted(of_boxes(model.graph)))
+    onnx.save(converted, str(target))
+
+
+def to_int8(source: Path, target: Path, calibration: Iterable[Mapping[str, np.ndarray]], part: str) -> None:
+    """Write ``source`` to ``target`` with convolutions and matrix products in int8 (QDQ, weights by channel, activations static).
+
+    ``calibration`` are feeds of the graph; the range of every activation is the least and the largest value over them. ``part``
+    is one of :data:`INT8_PARTS`.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Feeds(CalibrationDataReader):
+        def __init__(self) -> None:
+            self._feeds: Iterator[Mapping[str, np.ndarray]] = iter(calibration)
+
+        def get_next(self) -> Any:
+            return next(self._feeds, None)
+
+    graph = onnx.load(str(source)).graph
+    left_out = of_boxes(graph)
+    if part == "scene":
+        left_out |= after_boxes(graph)
+    with _quiet():
+        quantize_static(
+            str(source), str(target), Feeds(), quant_format=QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8, op_types_to_quantize=list(HEAVY), nodes_to_exclude=sorted(left_out),
+            # Products of two activations (attention) gain nothing on the CPU and lose most.
+            extra_options={"MatMulConstBOnly": True},
+        )
+
+
+def of_boxes(graph: Any) -> set[str]:
+    """Names of the nodes that compute from boxes and image index alone (and constants), no picture among what they depend on."""
+    plain = {"boxes", "image_index"} | {tensor.name for tensor in graph.initializer}
+    constant = {tensor.name for tensor in graph.initializer}
+    found = set()
+    for node in graph.node:
+        inputs = [name for name in node.input if name]
+        if all(name in plain for name in inputs):
+            plain.update(node.output)
+            if all(name in constant for name in inputs):
+                constant.update(node.output)
+            else:
+                found.add(node.name)
+    return found
+
+
+def after_boxes(graph: Any) -> set[str]:
+    """Names of the nodes whose values depend on a head: everything behind the point where boxes or image index come in."""
+    tainted = {"boxes", "image_index"}
+    found = set()
+    for node in graph.node:
+        if any(name in tainted for name in node.input):
+            tainted.update(node.output)
+            found.add(node.name)
+    return found
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The converters log advice (that shapes could be inferred before, that values were cut) on the root logger."""
+    logger = logging.getLogger()
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
