@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distill.commands.export_web import register_web
+
 if TYPE_CHECKING:
     from students.export import Exported
 
@@ -22,6 +24,7 @@ examples:
   distill export runs/demo --format onnx
   distill export runs/demo --format onnx --out gaze.onnx --scenes 500
   distill export runs/demo --format onnx --data gazefollow:/moved/here
+  distill export runs/demo --format web              (a page that works offline: runs/demo/exports/web/index.html)
   distill predict runs/demo/exports/student.onnx photo.jpg --heads heads.csv --out answers
 """
 
@@ -36,20 +39,37 @@ def register(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run_dir", type=Path, metavar="RUN", help="a run's directory, or a stored model's (then with --data)")
-    parser.add_argument("--format", choices=("onnx",), default="onnx", help="kind of file (default: onnx)")
+    parser.add_argument("--format", choices=("onnx", "web"), default="onnx", help="kind of file, or a web page around it (default: onnx)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the file, ending in .onnx (default: RUN/exports/student.onnx)")
     parser.add_argument("--scenes", type=_positive, default=64, metavar="N", help="scenes to compare on, at most (default: 64)")
     parser.add_argument("--data", metavar="SPEC", help="scenes of this data set instead of the run's own")
     parser.add_argument("--split", metavar="NAME", help="split of the data set (default: the run's validation split)")
+    register_web(parser)
     parser.add_argument("--json", action="store_true", help="the file's description as JSON on standard output")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Export and show; raises mendable errors for what cannot be exported, and for a file that is withheld."""
+    from distill.console import print_json
+
+    if options.format == "web":
+        from distill.commands.export_web import export_web
+
+        return export_web(options)
+    exported = checked_file(options, options.out)
+    if options.json:
+        print_json({"path": str(exported.path), **exported.description})
+    else:
+        show(exported)
+    return 0
+
+
+def checked_file(options: argparse.Namespace, out: Path | None) -> Exported:
+    """The run's ONNX file at ``out``, compared with the student, with progress on the console."""
     from contextlib import ExitStack
 
-    from distill.console import Bar, print_json, progress, say
+    from distill.console import Bar, progress, say
     from distill.exporting import export_run
 
     with ExitStack() as stack:
@@ -68,17 +88,13 @@ def run(options: argparse.Namespace) -> int:
                 bar = stack.enter_context(progress("Comparing", total=total, unit="scenes"))
             bar.update(count)
 
-        exported = export_run(
-            options.run_dir, options.out, scenes=options.scenes, data=options.data, split=options.split, begin=begin, advance=advance
+        return export_run(
+            options.run_dir, out, scenes=options.scenes, data=options.data, split=options.split, begin=begin, advance=advance
         )
-    if options.json:
-        print_json({"path": str(exported.path), **exported.description})
-    else:
-        _show(exported)
-    return 0
 
 
-def _show(exported: Exported) -> None:
+def show(exported: Exported) -> None:
+    """What was compared, and where the file is."""
     from distill.console import print_result, table
     from students.onnx_runtime import description_path
 
