@@ -128,5 +128,5 @@ def _sample() -> dict[str, Any]:
 
     seed, index, width, height = SAMPLE
     drawn = draw_scene(seed, index, SynthConfig(width=width, height=height))
-    boxes = [[x0 / width, y0 / height, x1 / width, y1 / height] for x0, y0, x1, y1 in (head.box for head in drawn.heads)]
+    boxes = [[x0 / width, y0 / height, x1 / width, y1 / height] for x0, y0, x1, y1 in sorted(head.box for head in drawn.heads)]
     return {"type": "image/jpeg", "picture": base64.b64encode(encode_picture(drawn.picture)).decode(), "boxes": boxes}

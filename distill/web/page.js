@@ -7,7 +7,7 @@ const people = new People(page.boxes, GAZE_MODEL.palette, { changed: ask, chosen
 const queue = []; // what is said to the model before it is there
 let post = (message, give) => queue.push([message, give]), lost = false, busy = false, stale = false, asked = [], askedNumber = 0, prepared = 0, ms = null, opened = 0, settled = [];
 
-const percent = (share) => `${Math.round(100 * share)} %`;
+const percent = (share) => `${Math.round(100 * share)}\u00a0%`;
 
 function say(text, wrong = false) {
   page.status.textContent = text;
@@ -32,7 +32,8 @@ async function start() {
   // Threads need headers that a folder on its own has not; one thread is what every host gives.
   const threads = self.crossOriginIsolated ? clamp(Math.floor((navigator.hardwareConcurrency || 2) / 2), 1, 4) : 1;
   const engine = engineInWorker(new TextDecoder().decode(library));
-  const place = URL.createObjectURL(new Blob([glue], { type: "text/javascript" }));
+  // A page from a disk has no origin of its own: its worker may import text of a data address, but none of the page's blobs.
+  const place = `data:text/javascript;base64,${btoa(new TextDecoder().decode(glue))}`;
   const ready = new Promise((resolve, reject) => Object.assign(start, { resolve, reject }));
   engine({ kind: "load", onnx, wasm, glue: place, facts: GAZE_MODEL.facts, threads }, [onnx, wasm]);
   for (const each of queue.splice(0)) engine(...each);
@@ -133,12 +134,12 @@ function show(chosen) {
     person.element.classList.toggle("out", Boolean(answer && answer.out));
     item.classList.toggle("chosen", person === chosen);
     item.querySelector(".choose").setAttribute("aria-pressed", String(person === chosen));
-    let said = "waiting for the model";
-    if (answer && answer.inout !== null) said = answer.out ? `looks out of the picture (${percent(1 - answer.inout)})` : `looks at something in the picture (${percent(answer.inout)})`;
-    else if (answer) said = `heatmap's peak ${percent(answer.peak)}`;
+    let said = "waiting for the answer";
+    if (answer && answer.inout !== null) said = answer.out ? `out of the picture, ${percent(1 - answer.inout)} sure` : `in the picture, ${percent(answer.inout)} sure`;
+    else if (answer) said = `highest probability ${percent(answer.peak)}`;
     item.querySelector("span").textContent = said;
-    item.querySelector("i").style.width = answer ? percent(answer.inout === null ? answer.peak : answer.inout) : "0";
-    const where = answer && !answer.out ? `Looks at ${percent(answer.point[0])} from the left, ${percent(answer.point[1])} from the top.` : said;
+    item.querySelector("i").style.width = answer ? `${100 * (answer.inout === null ? answer.peak : answer.inout)}%` : "0";
+    const where = answer && !answer.out ? `Looks at a point ${percent(answer.point[0])} from the left, ${percent(answer.point[1])} from the top.` : said;
     if (person.said !== where) { person.said = where; people.describe(person); }
   }
   for (const item of held.values()) item.remove();
