@@ -4,11 +4,12 @@ BIN := .venv/bin
 DEMO_STAMP := .venv/.installed-demo
 DEV_STAMP := .venv/.installed-dev
 
-.PHONY: help demo test lint soak clean
+.PHONY: help demo test test-web lint soak clean
 
 help:
 	@echo "make demo    install into .venv, then cache, train, evaluate, export and report on generated scenes"
 	@echo "make test    install into .venv, then ruff, mypy and the test suite"
+	@echo "make test-web  the exported web page in headless Chromium; installs what that needs (playwright, Debian's chromium, onnxruntime-web from npm)"
 	@echo "make soak    the long tests: every kill, every resume"
 	@echo "make lint    ruff and mypy alone"
 	@echo "make clean   remove .venv and everything that tools leave behind; runs/, caches/ and scenes/ stay"
@@ -18,6 +19,13 @@ demo: $(DEMO_STAMP)
 
 test: lint
 	$(BIN)/python -m pytest
+
+# Playwright drives the system's browser: it downloads none of its own.
+test-web: $(DEV_STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[web-test]'
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || apt-get install --yes --no-install-recommends chromium || { \
+		echo "make: no Chromium was found, and apt-get cannot install it; install chromium or google-chrome and run this again" >&2; exit 2; }
+	GAZE_ORT_WEB=$$($(BIN)/python -m distill.web_runtime) && export GAZE_ORT_WEB && $(BIN)/python -m pytest tests/web
 
 soak: $(DEV_STAMP)
 	$(BIN)/python -m pytest -m soak

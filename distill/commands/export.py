@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distill.commands.export_web import register_web
+
 if TYPE_CHECKING:
     from students.export import Exported
 
@@ -25,6 +27,7 @@ examples:
   distill export runs/demo --precision int8                   calibrated on training views
   distill export runs/demo --format torch                     a torch.export program
   distill export runs/demo --format openvino --precision float16
+  distill export runs/demo --format web                       a page that works offline: runs/demo/exports/web/index.html
   distill export runs/demo --out gaze.onnx --scenes 500
   distill export runs/demo --data gazefollow:/moved/here
   distill export runs/demo --precision int8 --tolerance inout_flips=0.05     looser, and recorded as such
@@ -42,13 +45,15 @@ def register(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run_dir", type=Path, metavar="RUN", help="a run's directory, or a stored model's (then with --data)")
-    parser.add_argument("--format", choices=("onnx", "torch", "openvino"), default="onnx", help="kind of file (default: onnx)")
+    parser.add_argument(
+        "--format", choices=("onnx", "torch", "openvino", "web"), default="onnx", help="kind of file, or web, a page around an ONNX file (default: onnx)"
+    )
     parser.add_argument("--precision", choices=("float32", "float16", "int8"), default="float32", help="numbers inside (default: float32)")
     parser.add_argument(
         "--pixels", choices=("uint8", "float32"), default="uint8",
-        help="what goes in: uint8, raw pictures; float32, pictures that the caller resizes as the JSON says (default: uint8)",
+        help="what goes in: uint8, raw pictures; float32, pictures that the caller resizes as the JSON says (default: uint8; web: always float32)",
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the file, .onnx, .pt2 or .xml (default: RUN/exports/student.onnx)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the file, .onnx, .pt2 or .xml (default: RUN/exports/student.onnx), or the page's folder")
     parser.add_argument("--scenes", type=_positive, default=64, metavar="N", help="pictures to compare on (default: 64)")
     parser.add_argument(
         "--tolerance", action="append", type=_change, default=[], metavar="NAME=VALUE",
@@ -56,19 +61,38 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("--data", metavar="SPEC", help="scenes of this data set instead of the run's own")
     parser.add_argument("--split", metavar="NAME", help="split of the data set (default: the run's validation split)")
+    register_web(parser)
     parser.add_argument("--json", action="store_true", help="the file's description as JSON on standard output")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Export and show; raises mendable errors for what cannot be exported, and for a file that is withheld."""
+    from distill.console import print_json
+
+    if options.format == "web":
+        from distill.commands.export_web import export_web
+
+        return export_web(options)
+    exported = checked_file(options, options.out)
+    if options.json:
+        print_json({"path": str(exported.path), **exported.description})
+    else:
+        show(exported)
+    return 0
+
+
+def checked_file(options: argparse.Namespace, out: Path | None) -> Exported:
+    """The file that the options ask for at ``out``, compared with the student, with progress on the console."""
     from contextlib import ExitStack
 
-    from distill.console import Bar, print_json, progress, say
+    from distill.console import Bar, progress, say
     from distill.exporting import export_run
     from students.export import Wanted
 
-    wanted = Wanted(options.format, options.precision, options.pixels)
+    # The page resizes by itself, as the browser has decoded the picture anyway.
+    web = options.format == "web"
+    wanted = Wanted("onnx" if web else options.format, options.precision, "float32" if web else options.pixels)
     with ExitStack() as stack:
         total = 0
         bar: Bar | None = None
@@ -85,18 +109,14 @@ def run(options: argparse.Namespace) -> int:
                 bar = stack.enter_context(progress("Comparing", total=total, unit="pictures"))
             bar.update(count)
 
-        exported = export_run(
-            options.run_dir, options.out, wanted=wanted, scenes=options.scenes, data=options.data, split=options.split,
+        return export_run(
+            options.run_dir, out, wanted=wanted, scenes=options.scenes, data=options.data, split=options.split,
             tolerance=dict(options.tolerance), begin=begin, advance=advance,
         )
-    if options.json:
-        print_json({"path": str(exported.path), **exported.description})
-    else:
-        _show(exported)
-    return 0
 
 
-def _show(exported: Exported) -> None:
+def show(exported: Exported) -> None:
+    """What was compared, and where the file is."""
     from distill.console import print_result, table
     from students.export import RUNTIMES
     from students.onnx_runtime import description_path
