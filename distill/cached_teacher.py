@@ -22,6 +22,7 @@ from students.errors import RunError
 from teachers.cache.ensemble import CacheEnsemble, Space, open_caches, split_spec
 from teachers.cache.format import Manifest
 from teachers.cache.reader import CachedView, CacheReader
+from teachers.cache.remedies import build_command
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,9 @@ def resampled(maps: np.ndarray, size: tuple[int, int]) -> Tensor:
 
 
 def specs_of(cache: str) -> list[str]:
-    """``A:0.6,B:0.4`` as the caches that it names."""
+    """``A:0.6,B:0.4`` as the caches that it names; a cache whose own path has a comma is one, given alone."""
+    if any(Path(path).expanduser().is_dir() for path in (cache, cache.rpartition(":")[0]) if "," in path):
+        return [cache]
     return [part.strip() for part in cache.split(",") if part.strip()]
 
 
@@ -124,7 +127,8 @@ def open_cached_teacher(
     if coverage.missing:
         # The one of several that lacks them is named: its own command adds them.
         lacking = next((each for each in members if each.covers(source.keys, views).missing), members[0])
-        command = f"{lacking.manifest.command or source.mend} --out {lacking.path}"
+        # The last of two --views counts.
+        command = build_command(lacking.path, lacking.manifest) + (f" --views {views}" if views > lacking.views else "")
         raise RunError(
             f"cache {cache} lacks {views} views of {len(coverage.missing)} of {len(source.keys)} training scenes (first: "
             f"{coverage.missing[0]}); run `{command}` again to add them, or ask for fewer with {option}"

@@ -76,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not is_mendable(error) or options.traceback:
             raise
-        message = " ".join(str(error).split())
+        # One line; spaces stay as they are, for a path or a command in it may hold two in a row.
+        message = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
         print(f"distill: error: {message}", file=sys.stderr)
         return 2

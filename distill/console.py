@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 PLAIN_SECONDS = 10.0  # a plain line this often: enough to see life, little enough to keep a log readable
 
@@ -27,7 +28,7 @@ def is_main_process() -> bool:
 
 def stderr() -> Console:
     """The console for everything that is no result."""
-    return Console(stderr=True, quiet=not is_main_process(), highlight=False)
+    return Console(stderr=True, quiet=not is_main_process(), highlight=False, emoji=False)
 
 
 def say(message: str) -> None:
@@ -103,22 +104,26 @@ def progress(title: str, total: int, unit: str) -> Iterator[Bar]:
 
 
 def table(title: str, columns: list[str], rows: list[list[str]], *, left: int = 1) -> Table:
-    """A rich table: the first ``left`` columns are text, the others are numbers and stand to the right."""
-    result = Table(title=title, title_justify="left", header_style="bold")
+    """A rich table: the first ``left`` columns are text, the others are numbers and stand to the right.
+
+    Every string is shown as it is: names of files hold brackets and colons, which rich would take for styles and pictures. What does not
+    fit is folded, never cut off.
+    """
+    result = Table(title=Text(title), title_justify="left", header_style="bold")
     for number, column in enumerate(columns):
-        result.add_column(column, justify="left" if number < left else "right")
+        result.add_column(Text(column), justify="left" if number < left else "right", overflow="fold")
     for row in rows:
-        result.add_row(*row)
+        result.add_row(*map(Text, row))
     return result
 
 
 def print_result(renderable: Any) -> None:
-    """A result for people, to standard output, wide enough not to fold when it is not a terminal."""
+    """A result for people, to standard output, wide enough not to fold when it is not a terminal; a string is shown as it is."""
     if is_main_process():
-        console = Console(highlight=False)
+        console = Console(highlight=False, emoji=False)
         if not console.is_terminal:
-            console = Console(highlight=False, width=max(console.width, 160))
-        console.print(renderable)
+            console = Console(highlight=False, emoji=False, width=max(console.width, 160))
+        console.print(renderable, markup=not isinstance(renderable, str), soft_wrap=isinstance(renderable, str))
 
 
 def print_json(facts: Any) -> None:

@@ -21,6 +21,9 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         raise PictureError(f"picture {path} does not exist; check the data set's folder or the path given") from None
+    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        # The file's own fault, as a full table of open files would not be: one scene, which may be skipped.
+        raise PictureError(f"picture {path} cannot be read ({error.strerror}); replace the file, or make it readable") from None
 
 
 def decode(data: bytes, path: Path, *, exif: bool = False) -> np.ndarray:
@@ -41,7 +44,7 @@ def decode(data: bytes, path: Path, *, exif: bool = False) -> np.ndarray:
             return np.asarray(picture.convert("RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise PictureError(
-            f"picture {path} cannot be decoded ({error}); replace the file, or leave it out with `distill cache build --on-error skip` or "
+            f"picture {path} cannot be decoded ({_reason(error)}); replace the file, or leave it out with `distill cache build --on-error skip` or "
             "`distill predict --on-error skip`"
         ) from None
 
@@ -59,7 +62,12 @@ def picture_size(path: Path, *, exif: bool = False) -> tuple[int, int]:
     except FileNotFoundError:
         raise PictureError(f"picture {path} does not exist; check the data set's folder or the path given") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise PictureError(f"picture {path} cannot be opened ({error}); replace the file") from None
+        raise PictureError(f"picture {path} cannot be opened ({_reason(error)}); replace the file") from None
+
+
+def _reason(error: Exception) -> str:
+    """Pillow's words; of a file that is no picture they hold an address in memory, and a cache's shard records the reason."""
+    return "it is no picture of a known format" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 def upright_size(picture: Image.Image) -> tuple[int, int]:

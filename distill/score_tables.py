@@ -142,8 +142,6 @@ def _reliability(card: Card) -> Sheet:
 
 def rendered(sheet: Sheet) -> Any:
     """The sheet as a rich table."""
-    from rich.markup import escape
-
     from distill.console import table
 
-    return table(escape(sheet.title), [escape(c) for c in sheet.columns], [[escape(cell) for cell in row] for row in sheet.rows], left=sheet.left)
+    return table(sheet.title, list(sheet.columns), [list(row) for row in sheet.rows], left=sheet.left)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def plan_build(
     batch_images: int = 16,
     trial: bool = True,
     part: tuple[int, int] = (0, 1),
-    rebuild: Collection[int] = (),
+    rebuild: Sequence[int] = (),
     retry_skipped: bool = False,
 ) -> BuildPlan:
     """What :func:`build_cache` would do, without writing anything.

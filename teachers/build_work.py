@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +58,14 @@ def process_part(part: tuple[int, int]) -> tuple[int, int]:
         raise CacheError(
             f"--part {index}/{count} does not exist; parts of {count} are 0/{count} to {count - 1}/{count}"
         )
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    told = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    # A rank outside of its launch would be given no shard at all, and say that nothing is missing.
+    if not all(value.isdecimal() for value in told) or not int(told[0]) < int(told[1]):
+        raise CacheError(
+            f"the environment says RANK={told[0]} and WORLD_SIZE={told[1]}, which no launcher sets; unset both, or start the processes with "
+            "torchrun or accelerate"
+        )
+    rank, world = map(int, told)
     return index + count * rank, count * world
 
 
@@ -72,7 +79,7 @@ def choose_work(
     views: int,
     size: tuple[int, int],
     part: tuple[int, int] = (0, 1),
-    rebuild: Collection[int] = (),
+    rebuild: Sequence[int] = (),
     retry_skipped: bool = False,
 ) -> Work:
     """The shards that part ``part`` (index, count) computes.
@@ -83,13 +90,15 @@ def choose_work(
     """
     index, count = part
     if rebuild:
+        if reader is None:
+            raise no_cache_to_mend(path, rebuild)
         if unknown := [shard for shard in rebuild if not 0 <= shard < manifest.shards]:
             raise CacheError(f"--rebuild {unknown[0]}: cache {path} has no such shard; they are numbered from 0 to {manifest.shards - 1}")
         mine = [shard for shard in sorted(set(rebuild)) if shard % count == index]
         for shard in mine:
             if not has_scenes(manifest.span(shard), numbers, source, path):
                 raise CacheError(f"--rebuild {shard}: the data set has none of that shard's scenes; check --data and --split")
-        missing = set(reader.missing_shards()) if reader is not None else set(mine)
+        missing = set(reader.missing_shards())
         return Work(manifest, np.array(mine, dtype=np.int32), frozenset(mine) - missing)
     wanted = np.ones(manifest.shards, dtype=bool)
     skipped, again = 0, set()
@@ -106,6 +115,11 @@ def choose_work(
         here = span.shard in again or (wanted[span.shard] and span.view_start < views)
         wanted[span.shard] = here and span.shard % count == index and has_scenes(span, numbers, source, path)
     return Work(manifest, np.flatnonzero(wanted).astype(np.int32), frozenset(again), skipped)
+
+
+def no_cache_to_mend(path: Path, rebuild: Sequence[int]) -> CacheError:
+    """The error for shards that are to be computed again of a cache that is not there; a new one would hold those shards alone."""
+    return CacheError(f"--rebuild {rebuild[0]}: {path} is no cache yet; check --out, or leave --rebuild out to begin one there")
 
 
 def readable(source: ViewSource, number: int, size: tuple[int, int]) -> bool:

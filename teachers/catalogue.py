@@ -40,7 +40,7 @@ class Pulled:
 def store() -> Path:
     """Where pulled teachers are kept: ``$GAZE_DISTILL_HOME/teachers``, by default below ``~/.cache/gaze-distill``."""
     home = os.environ.get("GAZE_DISTILL_HOME")
-    return (Path(home) if home else Path.home() / ".cache" / "gaze-distill") / "teachers"
+    return (Path(home).expanduser() if home else Path.home() / ".cache" / "gaze-distill") / "teachers"
 
 
 def published_file(entry: TeacherEntry) -> Path:

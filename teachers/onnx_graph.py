@@ -18,7 +18,9 @@ KEEPING = {
 }
 SQUASHING = {"Sigmoid", "HardSigmoid"}
 # Behind these it cannot be seen what the values are: a distribution over cells, or a graph within the graph.
-OPAQUE = {"If", "LogSoftmax", "Loop", "Scan", "Softmax"}
+OPAQUE = {"Exp", "If", "LogSoftmax", "Loop", "Scan", "Softmax"}
+# Behind which a probability is neither one (one less it, a hundred times it) nor a logit.
+ARITHMETIC = {"Add", "Concat", "Div", "Max", "Mean", "Min", "Mul", "Pow", "ReduceMax", "ReduceMean", "ReduceSum", "Sub", "Sum", "Where"}
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,23 @@ def _kind(name: str, makers: Mapping[str, Any]) -> str:
         node = makers.get(node.input[0])
     if node is None or node.domain not in ("", "ai.onnx") or node.op_type in OPAQUE:
         return ""
-    return "probabilities" if node.op_type in SQUASHING else "logits"
+    if node.op_type in SQUASHING:
+        return "probabilities"
+    return "" if _squashed_before(node, makers) else "logits"
+
+
+def _squashed_before(node: Any, makers: Mapping[str, Any]) -> bool:
+    """Whether a probability reaches ``node`` through arithmetic alone."""
+    waiting, seen = [node], set()
+    while waiting:
+        each = waiting.pop()
+        if each.op_type in SQUASHING | OPAQUE:
+            return True
+        if each.op_type in ARITHMETIC | KEEPING:
+            fresh = [name for name in each.input if name in makers and name not in seen]
+            seen.update(fresh)
+            waiting += [makers[name] for name in fresh]
+    return False
 
 
 def _external(onnx: Any, graph: Any, path: Path) -> Iterator[Path]:

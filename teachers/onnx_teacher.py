@@ -30,6 +30,8 @@ def is_onnx(name: str) -> bool:
 def split_name(name: str) -> tuple[Path, str]:
     """Path and adapter (empty: none is named) in the name of an ONNX teacher."""
     text = name.removeprefix(PREFIX)
+    if text.startswith("~"):
+        text = str(Path(text).expanduser())  # which no shell does behind a colon
     path, mark, adapter = text.partition("?adapter=")
     return (Path(path), adapter) if mark and not Path(text).exists() else (Path(text), "")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from teachers.build_work import Work, choose_work, process_part, scene_numbers, wanted_manifest
+from teachers.build_work import Work, choose_work, no_cache_to_mend, process_part, scene_numbers, wanted_manifest
 from teachers.cache.codecs import codec_named
-from teachers.cache.format import SHARDS, Span
+from teachers.cache.format import MANIFEST, SHARDS, Span
 from teachers.cache.reader import CacheReader
 from teachers.cache.remedies import rebuild_remedy
 from teachers.cache.writer import (
@@ -101,7 +101,7 @@ def build_cache(
     report: Callable[[BuildRecord], None] | None = None,
     workers: int = 1,
     command: str = "",
-    rebuild: Collection[int] = (),
+    rebuild: Sequence[int] = (),
     retry_skipped: bool = False,
 ) -> BuildSummary:
     """Compute what cache ``path`` lacks of ``source`` × ``views``, and nothing else; create the cache if there is none.
@@ -122,6 +122,8 @@ def build_cache(
     started, path = time.perf_counter(), Path(path)
     index, count = process_part(part)
     wanted = wanted_manifest(teacher, source, codec, command)
+    if rebuild and not (path / MANIFEST).exists():
+        raise no_cache_to_mend(path, rebuild)
     settle_manifest(path, wanted, source.keys, views, scenes_per_shard)
     remove_abandoned(path / SHARDS)
     reader = CacheReader(path)
@@ -249,12 +251,15 @@ def _accept(
     """Check a loaded scene and queue its views."""
     span, key = draft.span, source.keys[load.number]
     if load.first:
-        for shard, digest in _other_pictures(reader, work, span, span.scene_start + load.scene):
-            if digest != loaded.picture_digest:
-                raise CacheError(
-                    f"the picture of scene {key!r} has changed: other views in cache {reader.path} were built from {digest.hex()}, it is now "
-                    f"{loaded.picture_digest.hex()}; put the old picture back, or {rebuild_remedy(reader.path, reader.manifest, [shard])}"
-                )
+        others = _other_pictures(reader, work, span, span.scene_start + load.scene)
+        stale = {shard: digest for shard, digest in others if digest != loaded.picture_digest}
+        if stale:
+            # All of them, this one too if it is there: each alone would be refused because of the others.
+            again = rebuild_remedy(reader.path, reader.manifest, [*stale, *({span.shard} & work.replaced)])
+            raise CacheError(
+                f"the picture of scene {key!r} has changed: other views in cache {reader.path} were built from {min(stale.items())[1].hex()}, it is now "
+                f"{loaded.picture_digest.hex()}; put the old picture back, or {again}"
+            )
     elif draft.digests[load.scene, 0].tobytes() != loaded.picture_digest:
         raise CacheError(f"the picture of scene {key!r} changed while it was read; run the same command again when it rests")
     three = np.frombuffer(loaded.picture_digest + loaded.boxes_digest + loaded.points_digest, np.uint8)

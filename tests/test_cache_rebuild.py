@@ -201,3 +201,22 @@ def test_a_picture_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> N
     with pytest.raises(CacheError, match=r"picture of scene '002.png' changed while it was read"):
         build(tmp_path / "cache", source, batch_images=2)
     assert not shard_files(tmp_path / "cache")
+
+
+def test_a_rebuild_of_no_cache_begins_none(tmp_path: Path) -> None:
+    source = make_source(make_scenes(tmp_path / "pictures", 3))
+    with pytest.raises(CacheError, match=r"--rebuild 0: .*typo is no cache yet; check --out"):
+        build(tmp_path / "typo", source, rebuild=[0])
+    with pytest.raises(CacheError, match="is no cache yet"):
+        plan_build(tmp_path / "typo", TinyTeacher(), source, views=1, heads=lambda _: 1, rebuild=[0])
+    assert not (tmp_path / "typo").exists()
+
+
+@pytest.mark.parametrize(("rank", "world"), [("3", None), ("2", "2"), ("x", "2")])
+def test_a_rank_outside_of_its_launch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str, world: str | None) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if world is not None:
+        monkeypatch.setenv("WORLD_SIZE", world)
+    with pytest.raises(CacheError, match=f"RANK={rank} and WORLD_SIZE={world or 1}, which no launcher sets"):
+        build(tmp_path / "cache", make_source(make_scenes(tmp_path / "pictures", 2)))

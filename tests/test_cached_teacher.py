@@ -11,6 +11,7 @@ from cache_world import TinyTeacher, build, make_scenes, make_source
 from distill.cached_teacher import open_cached_teacher, specs_of
 from distill.scenes import SceneSet
 from students.errors import RunError
+from teachers.cache.reader import CacheReader
 from teachers.errors import CacheError
 
 SIZE = (16, 16)
@@ -35,8 +36,18 @@ def test_a_run_replays_the_views_it_was_started_with(world: tuple[Path, SceneSet
 
 def test_more_views_than_there_are_name_the_command(world: tuple[Path, SceneSet]) -> None:
     folder, scenes = world
-    with pytest.raises(RunError, match=r"lacks 5 views of 7 of 7 .*distill cache build.*--views"):
+    with pytest.raises(RunError, match=r"lacks 5 views of 7 of 7 .*run `distill cache build [^`]* --out \S+/a --views 5` again"):
         open_cached_teacher(str(folder / "a"), scenes, SIZE, views=5)
+
+
+def test_the_command_for_other_data_has_the_teacher_of_the_cache(tmp_path: Path) -> None:
+    source = make_source(make_scenes(tmp_path / "pictures", 3))
+    command = "distill cache build --data 'world:a b' --split all --teacher 'my teachers/b' --views 3 --codec q8 --seed 0 --precision bf16 --batch 5"
+    build(tmp_path / "cache", source, codec="q8", command=command)
+    other = make_source(source.scenes.scenes, seed=7)
+    with pytest.raises(CacheError) as caught:
+        CacheReader(tmp_path / "cache").check(source_identity=other.identity, mend=other.mend)
+    assert f"`{other.mend} --teacher 'my teachers/b' --views 3 --codec q8 --precision bf16 --batch 5 --out OTHER_PATH`" in str(caught.value)
 
 
 def test_several_caches_average_by_their_weights(world: tuple[Path, SceneSet]) -> None:

@@ -337,3 +337,19 @@ def test_a_download_is_shown_in_megabytes(monkeypatch: pytest.MonkeyPatch) -> No
             report(DownloadRecord("a.pt", done, 3_200_000, 1_500_000))
         report(DownloadRecord("b.pt", 5_000_000, None, 0))
     assert shown == [("Fetching a.pt", 2, 4, 1), ("Fetching a.pt", 4, 4, 1)]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_crowd_goes_through_the_decoder_some_heads_at_a_time(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    batch = noise(VIT.input_size, 2, 4)
+    whole, inout = batch.run(teacher(precision=precision))
+    assert inout is not None
+    monkeypatch.setattr("teachers.model_teacher.HEADS_AT_ONCE", 3)
+    crowded = teacher(precision=precision)
+    sizes: list[int] = []
+    crowded.model.decoder.register_forward_hook(lambda module, given, output: sizes.append(len(given[1])))
+    some, voices = batch.run(crowded)
+    assert sizes == [3, 3, 2] and voices is not None
+    tolerance = 1e-5 if precision == "fp32" else 0.1
+    np.testing.assert_allclose(some, whole, atol=tolerance)
+    np.testing.assert_allclose(voices, inout, atol=tolerance)

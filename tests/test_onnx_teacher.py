@@ -286,3 +286,21 @@ def test_a_black_box_from_check_to_cache_to_prediction(tmp_path: Path, capsys: p
     assert status == 2 and "teacher" in err
     status, out, _ = run(capsys, "info", "cache", "--json")
     assert status == 1 and next(link for link in json.loads(out)["links"] if link["what"] == "teacher")["status"] == "CHANGED"
+
+
+@pytest.mark.parametrize(("ending", "constant"), [("Sub", "one"), ("Mul", "gain")])
+def test_a_probability_that_was_reckoned_with_is_not_taken_for_a_logit(tmp_path: Path, ending: str, constant: str) -> None:
+    path = write_black_box(tmp_path / "box.onnx")
+    model = onnx.load(str(path))
+    last = next(node for node in model.graph.node if node.output[0] == "heatmap")
+    last.input[0] = "reckoned"
+    model.graph.node.insert(list(model.graph.node).index(last), onnx.helper.make_node(ending, [constant, "answers"], ["reckoned"]))
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
+    with pytest.raises(BlackBoxError, match="cannot be seen whether output 'heatmap' holds logits or probabilities; declare values"):
+        OnnxTeacher(path)
+
+
+def test_a_home_behind_the_colon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert split_name("onnx:~/models/a.onnx?adapter=mine") == (Path("/home/me/models/a.onnx"), "mine")

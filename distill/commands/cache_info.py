@@ -55,9 +55,10 @@ def print_facts(path: Path, as_json: bool) -> None:
         if len(facts["skipped"]) > 20
         else []
     )
-    if facts["skipped"]:
-        rows.append(["to mend them", retry_remedy(path, Manifest.load(path))])
     print_result(table(str(path), ["what", "value"], rows, left=2))
+    if facts["skipped"]:
+        # Outside of the table, which would fold what is there to be pasted.
+        print_result(f"to mend the skipped scenes: {retry_remedy(path, Manifest.load(path))}")
 
 
 def cache_facts(path: Path) -> dict[str, Any]:

@@ -171,8 +171,6 @@ def run_check(args: argparse.Namespace) -> int:
 
 
 def _check_tables(report: DataReport) -> list[Table | str]:
-    from rich.markup import escape
-
     from distill.console import table
 
     columns = ["split", "scenes", "heads", "in", "out", "unlabelled", "gaze points", "most annotators", "pictures opened"]
@@ -185,13 +183,12 @@ def _check_tables(report: DataReport) -> list[Table | str]:
         rows.append([*row, f"{split.groups:,}"] if grouped else row)
     if grouped:
         columns.append("shows" if report.reader == "vat" else "videos")
-    tables: list[Table | str] = [table(escape(f"{report.root} ({report.reader})"), columns, rows)]
+    tables: list[Table | str] = [table(f"{report.root} ({report.reader})", columns, rows)]
     if report.findings:
-        found = [[f.name, f"{f.count:,}", escape(f.example), f.action] for f in report.findings]
+        found = [[f.name, f"{f.count:,}", f.example, f.action] for f in report.findings]
         findings = table("What is wrong", ["defect", "count", "first example", "what is done"], found)
         for column in findings.columns[2:]:
             column.justify = "left"
-            column.overflow = "fold"
         tables.append(findings)
     else:
         tables.append("Nothing is wrong.")

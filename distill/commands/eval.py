@@ -53,8 +53,6 @@ def run(options: argparse.Namespace) -> int:
     """Score and show; writes ``eval.json`` and ``gallery/`` into the first run."""
     from dataclasses import asdict, replace
 
-    from rich.markup import escape
-
     from distill.comparing import compare, contender, gallery, machine, table_rows
     from distill.console import print_json, print_result, say, table, warn
     from distill.errors import ConfigurationError
@@ -140,9 +138,9 @@ def run(options: argparse.Namespace) -> int:
         for sheet in sheets(results, detail=options.detail):
             print_result(rendered(sheet))
         for line in results.provenance():
-            print_result(escape(line))
+            print_result(line)
         for entry in contenders:
-            print_result(escape(f"{entry.name}: checkpoint {entry.digest or 'without a digest'}"))
+            print_result(f"{entry.name}: checkpoint {entry.digest or 'without a digest'}")
     for line in flag_lines(results):
         warn(line)
     if options.markdown is not None:

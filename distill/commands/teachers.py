@@ -125,7 +125,9 @@ def run_list(options: argparse.Namespace) -> int:
         for f in facts
     ]
     columns = ["name", "backbone", "AUC / avg L2 / min L2 or AP", "licence", "here", "in/out", "input", "parameters"]
-    print_result(table("Teachers", columns, rows, left=6))
+    shown = table("Teachers", columns, rows, left=6)
+    shown.columns[0].no_wrap = True  # a name is there to be copied
+    print_result(shown)
     return 0
 
 

@@ -188,6 +188,8 @@ def _resampled(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def split_spec(spec: str) -> tuple[str, float]:
     """``PATH:WEIGHT``, or ``PATH`` for a weight of 1; :class:`CacheError` for a weight that is no finite number above 0."""
+    # A shell expands the first of A,~/B alone.
+    spec = str(Path(spec).expanduser()) if spec.startswith("~") else spec
     path, colon, text = spec.rpartition(":")
     if not colon or Path(spec).exists():
         return spec, 1.0

@@ -14,7 +14,7 @@ from teachers.cache.codecs import codec_named
 from teachers.cache.format import MANIFEST, SHARDS, Manifest, canonical, differences
 from teachers.cache.keys import KeyIndex
 from teachers.cache.records import CachedRows, CachedView, Coverage, SceneDigests, Skipped
-from teachers.cache.remedies import build_command, missing_remedy, rebuild_remedy, retry_remedy
+from teachers.cache.remedies import build_command, missing_remedy, other_command, rebuild_remedy, retry_remedy
 from teachers.cache.shards import OpenShard, ShardTable, maps_to_hold
 from teachers.contract import ViewSource
 from teachers.errors import CacheError
@@ -157,14 +157,14 @@ class CacheReader:
         ``mend`` is the command line that would build the cache that is wanted (a :attr:`ViewSource.mend`).
         """
         pairs = (
-            ("teacher", self.manifest.teacher, teacher_fingerprint),
-            ("data or views", self.manifest.source, source_identity),
+            ("teacher", self.manifest.teacher, teacher_fingerprint, f"{mend} --teacher THAT_TEACHER --out OTHER_PATH"),
+            ("data or views", self.manifest.source, source_identity, other_command(mend, self.manifest)),
         )
-        for what, there, wanted in pairs:
+        for what, there, wanted, command in pairs:
             if wanted is not None and canonical(there) != canonical(wanted):
                 raise CacheError(
                     f"cache {self.path} was built of another {what}: {differences(there, wanted, ('cache', 'this run'))}; "
-                    f"run `{mend} --out OTHER_PATH` for a cache that fits, or ask for what this one holds"
+                    f"run `{command}` for a cache that fits, or ask for what this one holds"
                 )
 
     def check_annotations(self, source: ViewSource) -> None:

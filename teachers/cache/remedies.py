@@ -17,6 +17,14 @@ def build_command(path: Path, manifest: Manifest) -> str:
     return f"{manifest.command or 'distill cache build'} --out {shlex.quote(str(path))}"
 
 
+def other_command(mend: str, manifest: Manifest) -> str:
+    """``mend`` (a :attr:`ViewSource.mend`: the data and views that are wanted) with the teacher, number of views and codec of ``manifest``."""
+    words = shlex.split(manifest.command)
+    start = words.index("--teacher") if "--teacher" in words else len(words)
+    seed = words.index("--seed", start) if "--seed" in words[start:] else len(words)
+    return " ".join([mend, *map(shlex.quote, words[start:seed] + words[seed + 2 :]), "--out OTHER_PATH"])
+
+
 def missing_remedy(path: Path, manifest: Manifest) -> str:
     """What to do about a shard that is not there."""
     return f"run `{build_command(path, manifest)}`: only what is missing is computed"

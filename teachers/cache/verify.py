@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from teachers.cache.reader import CacheReader
+from teachers.cache.remedies import other_command, rebuild_remedy
 from teachers.contract import Teacher, ViewSource
 from teachers.errors import CacheError
 
@@ -92,9 +93,10 @@ def verify_rows(reader: CacheReader, teacher: Teacher, source: ViewSource, rows:
         assert position is not None
         stored = reader.digests(position, view).picture
         if stored != loaded.picture_digest:
+            again = rebuild_remedy(reader.path, reader.manifest, reader.manifest.shards_of(position))
             raise CacheError(
                 f"the picture of scene {key!r} has changed: cache {reader.path} was built from {stored.hex()}, it is now "
-                f"{loaded.picture_digest.hex()}; put the old picture back, or build another cache with `{source.mend}`"
+                f"{loaded.picture_digest.hex()}; put the old picture back, or {again}"
             )
         same = np.array_equal(loaded.geometry[0], cached.geometry) and np.array_equal(
             loaded.boxes[0].astype(np.float32), cached.boxes
@@ -102,7 +104,7 @@ def verify_rows(reader: CacheReader, teacher: Teacher, source: ViewSource, rows:
         if not same:
             raise CacheError(
                 f"view {view} of scene {key!r} is drawn as {loaded.geometry[0].tolist()}, cache {reader.path} holds "
-                f"{cached.geometry.tolist()}; build another cache with `{source.mend}`"
+                f"{cached.geometry.tolist()}; build another cache with `{other_command(source.mend, reader.manifest)}`"
             )
         seen += 1
         if not len(cached.boxes):
