@@ -251,12 +251,15 @@ def _accept(
     """Check a loaded scene and queue its views."""
     span, key = draft.span, source.keys[load.number]
     if load.first:
-        for shard, digest in _other_pictures(reader, work, span, span.scene_start + load.scene):
-            if digest != loaded.picture_digest:
-                raise CacheError(
-                    f"the picture of scene {key!r} has changed: other views in cache {reader.path} were built from {digest.hex()}, it is now "
-                    f"{loaded.picture_digest.hex()}; put the old picture back, or {rebuild_remedy(reader.path, reader.manifest, [shard])}"
-                )
+        others = _other_pictures(reader, work, span, span.scene_start + load.scene)
+        stale = {shard: digest for shard, digest in others if digest != loaded.picture_digest}
+        if stale:
+            # All of them, this one too if it is there: each alone would be refused because of the others.
+            again = rebuild_remedy(reader.path, reader.manifest, [*stale, *({span.shard} & work.replaced)])
+            raise CacheError(
+                f"the picture of scene {key!r} has changed: other views in cache {reader.path} were built from {min(stale.items())[1].hex()}, it is now "
+                f"{loaded.picture_digest.hex()}; put the old picture back, or {again}"
+            )
     elif draft.digests[load.scene, 0].tobytes() != loaded.picture_digest:
         raise CacheError(f"the picture of scene {key!r} changed while it was read; run the same command again when it rests")
     three = np.frombuffer(loaded.picture_digest + loaded.boxes_digest + loaded.points_digest, np.uint8)

@@ -156,13 +156,13 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
     A dictionary wrapped in an entry ``model`` is unwrapped; what a trainer stored beside it is dropped.
     """
+    if not path.exists():
+        raise WeightsError(f"{path} does not exist; give the checkpoint's path")
     if path.suffix == ".safetensors":
         return read_tensors(path)
     try:
         with torch.serialization.safe_globals(_NUMPY_VALUES):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise WeightsError(f"{path} does not exist; give the checkpoint's path") from None
     except Exception as error:  # torch raises a dozen kinds here (zip, pickle, EOF, key); all mean: not a plain checkpoint
         # Torch's own words begin with how to load such a file all the same, which runs the code in it.
         code = re.search(r"(?:GLOBAL|function|class) ([\w.]+)", str(error)) if "Weights only load failed" in str(error) else None

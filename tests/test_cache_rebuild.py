@@ -180,11 +180,15 @@ def test_a_changed_picture_is_refused_beside_its_old_views_and_mended_with_them(
     build(cache, source, views=3)
     # And now the other way round: the views that are there last were built of what is no more.
     scenes[2].picture.write_bytes((tmp_path / "others/002.png").read_bytes())
-    with pytest.raises(CacheError, match=r"picture of scene '002.png' has changed: .* --rebuild 2`"):
+    with pytest.raises(CacheError, match=r"picture of scene '002.png' has changed: .* --rebuild 0,2`"):
         build(cache, source, views=3, rebuild=[0])
+    # All shards that hold it are named at once, so that the command works as it is.
+    with pytest.raises(CacheError, match=r"picture of scene '002.png' has changed: .* --rebuild 0,2`"):
+        build(cache, source, views=4)
     build(cache, source, views=3, rebuild=[0, 2])
-    build(tmp_path / "fresh", source, views=2)
-    build(tmp_path / "fresh", source, views=3)
+    build(cache, source, views=4)
+    for views in (2, 3, 4):
+        build(tmp_path / "fresh", source, views=views)
     assert shard_files(cache) == shard_files(tmp_path / "fresh")
 
 

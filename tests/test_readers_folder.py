@@ -175,3 +175,11 @@ def test_the_check_names_other_sizes_and_turned_pictures(tmp_path: Path) -> None
     report = check_data([open_data(write_coco(tmp_path / "b", size=(48, 64)))])
     assert [(f.name, f.count) for f in report.findings] == [("picture turned against its annotations", 2)]
     assert report.findings[0].example == "first.jpg: 48 x 64, is 64 x 48"
+
+
+def test_a_link_to_a_picture_is_a_picture_of_its_own(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to("a.png")
+    (tmp_path / "heads.csv").write_text("image,person,xmin,ymin,xmax,ymax\na.png,,1,1,9,9\nb.png,,2,2,9,9\nb.png,,3,3,9,9\n")
+    scenes = open_data(f"folder:{tmp_path}", "all").scenes
+    assert [(scene.key, [head.box[0] for head in scene.heads]) for scene in scenes] == [("a.png", [1]), ("b.png", [2, 3])]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -119,7 +120,8 @@ def assign_heads(
     A scene's key is the picture's path relative to ``root``, or as given. Pictures without a row yield no scene. Raises
     :class:`HeadsError` for a row whose picture is neither given nor on the disk, and for a bare name that fits several.
     """
-    given = {picture.resolve(): picture for picture in pictures}
+    # A link is a picture of its own under its own name; what it leads to counts for a row that names it another way.
+    given = {picture.resolve(): picture for picture in pictures} | {Path(os.path.abspath(picture)): picture for picture in pictures}
     first = list(dict.fromkeys((file.parent, *([root] if root else []))))
     others = [folder for folder in dict.fromkeys(picture.parent for picture in pictures) if folder not in first]
     heads: dict[Path, list[Head]] = defaultdict(list)
@@ -151,7 +153,8 @@ def _picture(
 ) -> Path | None:
     """The given picture that the row means; None where it means one on the disk that was not given."""
     for folder in first:
-        picture = given.get((folder / row.image).resolve())
+        place = folder / row.image
+        picture = given.get(Path(os.path.abspath(place))) or given.get(place.resolve())
         if picture is not None:
             return picture
     places = [folder / row.image for folder in others]
