@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from students.errors import ExportError
+
 PRECISIONS = ("float32", "float16", "int8")
 # What is int8, tried in this order until the gate lets one pass: all, or what is computed once a picture and not for each head.
 INT8_PARTS = ("all", "scene")
@@ -32,6 +34,7 @@ def to_float16(source: Path, target: Path) -> None:
         # Weights below float16's least value become that value; the gate sees what it does.
         warnings.simplefilter("ignore")
         converted = convert_float_to_float16(model, keep_io_types=True, node_block_list=sorted(of_boxes(model.graph)))
+    _sort(converted.graph)
     onnx.save(converted, str(target))
 
 
@@ -89,6 +92,24 @@ def after_boxes(graph: Any) -> set[str]:
             tainted.update(node.output)
             found.add(node.name)
     return found
+
+
+def _sort(graph: Any) -> None:
+    """Every node behind those that it needs: the converter appends its casts at the end, which ONNX does not allow."""
+    known = {""} | {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
+    waiting, ordered = list(graph.node), []
+    while waiting:
+        ready = [node for node in waiting if all(name in known for name in node.input)]
+        if not ready:
+            raise ExportError(f"the float16 graph has a circle at node {waiting[0].name}; update onnxruntime")
+        for node in ready:
+            known.update(node.output)
+        done = {id(node) for node in ready}
+        waiting = [node for node in waiting if id(node) not in done]
+        ordered += ready
+    copies = [type(node).FromString(node.SerializeToString()) for node in ordered]
+    del graph.node[:]
+    graph.node.extend(copies)
 
 
 @contextlib.contextmanager
