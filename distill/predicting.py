@@ -161,6 +161,11 @@ def given_pictures(paths: Sequence[Path], out: Path | None = None) -> tuple[list
     return list(found.values()), root
 
 
+def heads_file_beside(paths: Sequence[Path]) -> bool:
+    """Whether a heads file lies in the folders given, or beside the pictures given."""
+    return any(heads_files(path if path.is_dir() else path.parent) for path in paths)
+
+
 def find_heads_file(heads: Path | None, paths: Sequence[Path]) -> Path:
     """``heads``, or without it the ``heads.csv`` (else a COCO file) in the folder given, or beside the pictures given."""
     if heads is not None:

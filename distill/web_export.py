@@ -1,7 +1,7 @@
 """An exported student as a web page: a folder of plain files that works offline, from a disk or any web server.
 
-The folder holds the page (``index.html``, ``page.css``, ``engine.js``, ``picture.js``, ``people.js``, ``page.js``: the files of ``distill/web``), three scripts that
-carry data, and ``web.json``, which says what it was made from:
+The folder holds the page (``index.html``, ``page.css``, ``engine.js``, ``picture.js``, ``people.js``, ``page.js``: the files of
+``distill/web``), three scripts that carry data, and ``web.json``, which says what it was made from:
 
 ``model.js``
     ``GAZE_MODEL``: the exported file (gzip, base64), the facts of the JSON beside it that the page needs, and the colours of drawings.
@@ -68,7 +68,8 @@ class WebFolder:
 def write_web_folder(onnx: Path, out: Path, runtime: WebRuntime) -> WebFolder:
     """Write the page for the exported file ``onnx`` (its JSON beside it) to the folder ``out``; an earlier page there is replaced when the new one is whole.
 
-    Raises :class:`students.errors.ExportError` for an exported file that is missing or was changed, and :class:`ConfigurationError` where ``out`` holds something else.
+    Raises :class:`students.errors.ExportError` for an exported file that is missing or was changed, and :class:`ConfigurationError` where
+    ``out`` holds something else.
     """
     from distill.overlay import COLOUR_MAP, PALETTE
     from students.onnx_runtime import read_export

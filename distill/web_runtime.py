@@ -53,7 +53,8 @@ def open_runtime(given: Path | None = None, *, say: Callable[[str], None] = lamb
     another, and :class:`MissingExtraError` where npm is absent or cannot fetch.
     """
     if given is not None and given.is_dir():
-        return _read(given, lambda name: (given / name).read_bytes(), checked=False)
+        folder = given
+        return _read(folder, lambda name: (folder / name).read_bytes(), checked=False)
     if given is None:
         given = cached_package()
         if not given.is_file():

@@ -241,16 +241,12 @@ page.stage.addEventListener("pointerdown", (event) => {
   const grown = (next) => {
     if (next.pointerId !== event.pointerId || Math.hypot(next.clientX - begin[0], next.clientY - begin[1]) < 8) return;
     stop();
-    if (next.clientX <= begin[0] || next.clientY <= begin[1]) return drawFrom(next);
-    const person = people.add([x, y, x + LEAST, y + LEAST]);
+    // The corner on the pointer's side of where it went down follows it.
+    const leftward = next.clientX <= begin[0], upward = next.clientY <= begin[1];
+    const corner = [leftward ? Math.max(x, LEAST) : x, upward ? Math.max(y, LEAST) : y];
+    const person = people.add([...corner, ...corner]);
     person.element.focus({ preventScroll: true });
-    people.follow(event, person, [2, 3]);
-  };
-  // Drawn towards the upper left, it is the upper left corner that follows.
-  const drawFrom = (next) => {
-    const person = people.add([Math.max(0, x - LEAST), Math.max(0, y - LEAST), Math.max(x, LEAST), Math.max(y, LEAST)]);
-    person.element.focus({ preventScroll: true });
-    people.follow(event, person, [next.clientX <= begin[0] ? 0 : 2, next.clientY <= begin[1] ? 1 : 3]);
+    people.follow(event, person, [leftward ? 0 : 2, upward ? 1 : 3]);
   };
   const stop = () => { window.removeEventListener("pointermove", grown); window.removeEventListener("pointerup", stop); };
   window.addEventListener("pointermove", grown);
