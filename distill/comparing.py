@@ -18,7 +18,7 @@ from distill.console import progress
 from distill.datacheck_baselines import BaselineRow, score_baselines
 from distill.evaluation import Evaluation, GazeFunction, SceneAnswer, answers, evaluate, protocol_of
 from distill.metrics import predicted_point, sigmoid
-from distill.metrics.bootstrap import RESAMPLES
+from distill.metrics.bootstrap import RESAMPLES, SEED
 from distill.overlay import Person, Style, overlay
 from distill.picture_sizes import SizeMemory
 from distill.pictures import load_picture
@@ -106,10 +106,11 @@ def compare(
     limit: int = 0,
     protocol: str = "",
     resamples: int = RESAMPLES,
+    seed: int = SEED,
 ) -> Comparison:
     """Rows for the baselines (where ``training`` scenes are given for the head-position prior) and every contender.
 
-    ``protocol`` is the AUC's, by default that of the data set's own tables; ``resamples`` make the baselines' intervals (0: none).
+    ``protocol`` is the AUC's, by default that of the data set's own tables; ``resamples`` make the baselines' intervals (0: none), drawn by ``seed``.
     """
     protocol, exif = protocol or protocol_of(scenes.reader), scenes.reader == "folder"
     chosen = scenes.scenes[:limit] if limit else scenes.scenes
@@ -119,7 +120,7 @@ def compare(
         with SizeMemory(scenes.root) as sizes:
             baselines = score_baselines(
                 replace(scenes, scenes=chosen), training, sizes, (), 10**9,
-                protocol=protocol, only=("centre", "head-position prior"), resamples=resamples,  # type: ignore[arg-type]
+                protocol=protocol, only=("centre", "head-position prior"), resamples=resamples, seed=seed,  # type: ignore[arg-type]
             )
         scored = tuple(row for row in baselines.rows if row.metrics is not None) if baselines else ()
         rows += [ModelRow(row.name, "baseline", **_scores(row.metrics)) for row in scored]

@@ -26,6 +26,8 @@ from distill.loss_options import FORMS, SIGMA, check_losses
 if TYPE_CHECKING:
     from schedules.plan import PlanConfig
 
+MOST_SEEDS = 2**32  # NumPy's limit
+
 
 def _option(section: str, default: Any, text: str, **extra: Any) -> Any:
     return field(default=default, metadata={"section": section, "help": text, **extra})
@@ -100,10 +102,12 @@ class RunConfig:
             ("unlabelled_views", 0),
             ("checkpoint_steps", 0), ("limit_steps", 0), ("weight_decay", 0), ("grad_clip_norm", 0), ("inout_weight", 0),
             ("bce_weight", 0), ("softmax_weight", 0), ("reliability", 0), ("timeout_minutes", 1), ("patience", 0), ("ema_decay", 0), ("momentum", 0),
-            ("spike_window", 1),
+            ("spike_window", 1), ("seed", 0),
         ):
             if getattr(self, name) < lowest:
                 raise ConfigurationError(f"{name} is {getattr(self, name)}; it must be at least {lowest}")
+        if self.seed >= MOST_SEEDS:
+            raise ConfigurationError(f"seed is {self.seed}; it must be below {MOST_SEEDS}")
         starts = [name for name in ("student_weights", "backbone_weights", "backbone_from", "random_backbone") if getattr(self, name)]
         if len(starts) > 1:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in starts)

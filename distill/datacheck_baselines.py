@@ -25,7 +25,7 @@ from distill.metrics import (
     angular_error,
     point_errors,
 )
-from distill.metrics.bootstrap import RESAMPLES, Interval, intervals
+from distill.metrics.bootstrap import RESAMPLES, SEED, Interval, intervals
 from distill.pictures import load_picture, picture_size
 from distill.scenes import IN, Head, Scene, SceneSet
 from distill.splits import fraction
@@ -97,13 +97,14 @@ def score_baselines(
     protocol: Protocol | None = None,
     only: Sequence[str] = ROWS,
     resamples: int = RESAMPLES,
+    seed: int = SEED,
 ) -> Baselines | None:
     """Score the rows on the in-frame heads of ``evaluated``; None where it has none whose picture opens.
 
     ``sizes`` are the pictures' sizes as far as known; of the splits named in ``checked`` every picture was opened, and one
     without a size is broken and left out. More than ``limit`` heads are thinned, whole scenes at a time and by the digest of
     their keys. ``only`` names the rows wanted, ``protocol`` the AUC (by default the data set's own), and ``resamples`` of the scenes
-    make the intervals (0: none).
+    make the intervals (0: none), drawn by ``seed``.
 
     The distances of random, head-position prior and one human are those of the points themselves (expected, mean, the annotation); every
     other row's are those of its map's highest cell. One human's distances are the mean over a head's annotators of each one's to the
@@ -143,7 +144,7 @@ def score_baselines(
             if isinstance(found, str):
                 rows.append(BaselineRow(name, None, found))
             else:
-                rows.append(BaselineRow(name, found.metrics(), "", intervals(found, resamples=resamples) if resamples else {}))
+                rows.append(BaselineRow(name, found.metrics(), "", intervals(found, resamples=resamples, seed=seed) if resamples else {}))
     return Baselines(evaluated.split, protocol, len(heads), of, len(known), tuple(rows))
 
 

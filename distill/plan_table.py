@@ -95,5 +95,5 @@ def _sparks(values: list[float]) -> str:
     """Heights relative to the highest value, with that value behind."""
     highest = max(values)
     top = len(SPARKS) - 1
-    cells = "".join(SPARKS[round(top * value / highest)] if highest > 0 else SPARKS[0] for value in values)
+    cells = "".join(SPARKS[round(top * (value / highest))] if highest > 0 else SPARKS[0] for value in values)
     return f"{cells} (highest {highest:.4g})"

@@ -326,7 +326,7 @@ class Run:
         """What a student that goes on from a run scores before its first step: whether training was worth it is read against that."""
         self.model.eval()
         with torch.inference_mode():
-            self.facts["before"] = dict(self.validate(self.model))
+            self.facts["before"] = self.trainer.facts["before"] = dict(self.validate(self.model))
         if self.facts["before"]:
             say(f"before training: {scores(self.facts['before'])}")
 

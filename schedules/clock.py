@@ -71,7 +71,8 @@ class ThawClock:
         passed = self.time(epoch) - self.hold - self.interval * sum(held < epoch for held in self.holds)
         if passed < -EPSILON:
             return min(self.blocks, config.finetune_layers)
-        return min(self.blocks, config.finetune_layers + math.floor(passed / self.interval + EPSILON) + 1)
+        more = passed / self.interval  # infinite where the interval is next to nothing
+        return self.blocks if more >= self.blocks else min(self.blocks, config.finetune_layers + math.floor(more + EPSILON) + 1)
 
     @cached_property
     def opening_epochs(self) -> tuple[int | None, ...]:
@@ -91,9 +92,10 @@ class ThawClock:
             return None
         last = len(self._times) - 1
         target = self.hold + (stage - self.config.finetune_layers + len(self.holds)) * self.interval
-        ahead = (target - self._times[last]) / self._increments[-1]
-        if ahead >= NEVER:
+        increment = self._increments[-1]
+        if target - self._times[last] >= NEVER * increment:  # the increment may be 0, the target infinite
             return None
+        ahead = (target - self._times[last]) / increment
         # One epoch to either side of the estimate, then the definition decides.
         epoch = last + max(math.floor(ahead) - 1, 0)
         while self.open_blocks(epoch) <= stage:

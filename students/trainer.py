@@ -309,7 +309,7 @@ class Trainer:
             scaler = self.accelerator.scaler
             facts = {
                 **self._identity(), "step": self.step, "sums": self.sums, "skipped": self.skipped, "choice": self.choice.state(),
-                "watch": self.watch.state(), "scaler": None if scaler is None else scaler.state_dict(),
+                "watch": self.watch.state(), "scaler": None if scaler is None else scaler.state_dict(), "selection": self.facts.get("selection"),
                 "plan": self.plan.config.to_dict(), "threads": torch.get_num_threads(), "processes": self.accelerator.num_processes,
             }
             state = optimizer_state_by_name(self.optimizer.optimizer)
@@ -332,7 +332,13 @@ class Trainer:
         load_strictly(self.model, checkpoint.model, str(path))
         load_optimizer_state_by_name(self.optimizer.optimizer, {k: dict(v) for k, v in checkpoint.optimizer.items()})
         self.step, self.sums, self.skipped = facts["step"], dict(facts["sums"]), facts["skipped"]
-        self.choice.load(facts["choice"])
+        now = self.facts.get("selection")
+        before = facts.get("selection", now)  # checkpoints of earlier versions do not say
+        if before == now:
+            self.choice.load(facts["choice"])
+        else:
+            # Values by another metric, or on other scenes, do not compare: the best one begins anew.
+            notes.append(f"the best student was chosen by {_phrase(before)}, from step {facts['step']} on it is chosen anew by {_phrase(now)}")
         self.watch.load(facts["watch"])
         self.plan = replace(self.plan, holds=self.watch.holds)
         if self.average is not None:
@@ -346,3 +352,8 @@ class Trainer:
             if facts[what] != now:
                 notes.append(f"the run was made with {facts[what]} {what} and goes on with {now}: results may differ in the last bits")
         return notes
+
+
+def _phrase(selection: Any) -> str:
+    """A choice in words: `metric auc, split val`."""
+    return ", ".join(f"{name} {value}" for name, value in sorted(selection.items())) if selection else "other rules"

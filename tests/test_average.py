@@ -183,6 +183,24 @@ def test_patience_ends_the_run_and_a_resumption_does_not_undo_it(tmp_path: Path)
     assert (end["step"], end["best"]) == (10, 0.4), "two of three had passed before"
 
 
+def test_a_resumption_that_chooses_by_another_metric_begins_the_choice_anew(tmp_path: Path) -> None:
+    def trainer_by(metric: str, values: dict[str, float], **options: Any) -> tuple[Trainer, list[dict[str, Any]]]:
+        trainer, records = make_trainer(tmp_path, CNN, 2, schedule=THAW, validate=lambda model: values, best_metric=metric, **options)
+        trainer.facts["selection"] = {"split": "val", "metric": metric}
+        return trainer, records
+
+    trainer_by("auc", {"auc": 0.9, "ap": 0.3}, limit_steps=4)[0].fit()
+    same, records = trainer_by("auc", {"auc": 0.8, "ap": 0.4})
+    assert same.resume() == [] and same.choice.best == 0.9
+    other, records = trainer_by("ap", {"auc": 0.8, "ap": 0.4})
+    assert other.resume() == [
+        "the best student was chosen by metric auc, split val, from step 4 on it is chosen anew by metric ap, split val"
+    ]
+    end = other.fit()
+    assert (end["best"], end["best_step"]) == (0.4, 6), "0.9 was another metric's value"
+    assert [record["best"] for record in records if record["kind"] == "validation"] == [True]
+
+
 @pytest.mark.parametrize(("metric", "better", "worse"), [("avg_l2", 0.1, 0.2), ("min_l2", 0.1, 0.2), ("auc", 0.9, 0.8), ("ap", 0.9, 0.8)])
 def test_what_is_better(metric: str, better: float, worse: float) -> None:
     choice = Choice(metric, patience=1)

@@ -198,6 +198,8 @@ def test_unknown_names_offer_the_nearest(world: World, refused: Refusals, tmp_pa
     ("unfreeze_interval", 0, "set --unfreeze-interval"),
     ("epochs", 0, "epochs must be a whole number of at least 1"),
     ("lr", "nan", "lr must be above 0, got nan"),
+    ("seed", -1, "seed is -1; it must be at least 0"),
+    ("seed", 2**32, "seed is 4294967296; it must be below 4294967296"),
     ("name", "a/b", "the run's name is 'a/b'; give a plain name"),
     ("data", "/nowhere/at/all", "no data set at /nowhere/at/all: the folder does not exist"),
     ("cache", "/nowhere/at/all", "/nowhere/at/all"),

@@ -102,6 +102,9 @@ def test_two_models_of_one_name_are_two_rows(world: Path, capsys: pytest.Capture
         (("--resamples", 5), "--resamples is 5"),
         (("--paired", "HERE", "--resamples", 0), "--paired needs intervals"),
         (("--paired", "HERE"), "nothing to be compared with"),
+        (("--scenes", -5), "--scenes is -5; give 0 or more"),
+        (("--gallery", -1), "--gallery is -1; give 0 or more"),
+        (("--seed", -1), "--seed is -1; give 0 or more"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_scoring(

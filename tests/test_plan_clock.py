@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from distill.plan_table import text_picture
 from schedules.clock import ThawClock
 from schedules.config import PlanConfig
 from schedules.plan import compile_plan
@@ -96,3 +97,16 @@ def test_a_hold_and_an_interval_of_parts_of_the_run() -> None:
     # 25 % of 16 epochs are 4, 12 steps of 8 are 1.5: held while e < 4, then at 4, 5.5 -> 6, 7, 8.5 -> 9.
     plan = compile_plan(made(16, finetune_layers=1, initial_freeze_epochs="25%", unfreeze_interval="12 steps"), 5)
     assert plan.thaw_events == [(0, [0]), (4, [1]), (6, [2]), (7, [3]), (9, [4, 5])]
+
+
+@pytest.mark.parametrize(("values", "opened", "final"), [
+    ({"unfreeze_interval": 1e-320}, [1, 1, 2] + [4] * 17, 3),
+    ({"distill_weight": 1e308}, [1] * 20, None),
+    ({"distill_weight": 1e308, "thaw_coupling": 1e308}, [1] * 20, None),
+    ({"initial_freeze_epochs": 1e308, "unfreeze_interval": 1e308}, [1] * 20, None),
+    ({"distill_temp_end": 1e308, "lr": 1e308}, [1] * 2 + [2] * 3 + [3] * 3 + [4] * 12, 8),
+])  # fmt: skip
+def test_numbers_near_the_ends_of_what_there_is_are_planned_and_drawn(values: dict[str, float], opened: list[int], final: int | None) -> None:
+    plan = compile_plan(made(20, finetune_layers=1, **{"initial_freeze_epochs": 2, **values}), blocks=4)
+    assert [line.open_blocks for line in plan.epochs_table] == opened and plan.to_json()["final_unfreeze_epoch"] == final
+    assert len(text_picture(plan)) == 8

@@ -21,7 +21,7 @@ from students.catalogue import STUDENTS
 from students.checkpoint import Checkpoint, checkpoints, read_checkpoint_file
 
 ROOT = Path(__file__).parents[1]
-TERMS = ("loss", "heatmap", "inout", "kd_heatmap", "kd_inout", "grad_norm")
+TERMS = ("loss", "heatmap", "inout", "kd_heatmap", "kd_inout", "kd_kl", "kd_dist", "kd_bce", "reliability", "grad_norm")
 
 
 RUNS = ("calm", "sgd", "silent", "cnn", "whole", "parts", "pieces")
@@ -49,7 +49,7 @@ class Both:
             watched = {"epochs": 3, "spike_factor": 1.0001, "on_spike": "hold", "ema_decay": 0.9, "patience": 9}
             sgd = {"optimizer": "sgd", "lr": 3e-2, "backbone_lr": 3e-2}
             return [
-                train("calm", "tiny_calm"),
+                train("calm", "tiny_calm", distill_loss="kl:1, dist:0.5, bce:2", reliability=0.2),
                 train("sgd", "tiny_calm", **sgd),
                 train("silent", "tiny_calm", epochs=1, inout_weight=0),
                 train("cnn", "tiny_cnn"),

@@ -217,7 +217,7 @@ def _baselines_table(baselines: Baselines) -> Table:
     result = table(f"Without a model, on {baselines.split}", columns, rows)
     result.caption = (
         f"{of} in-frame heads; {auc}; fixed bias and prior from {baselines.prior_heads:,} training heads; mean-of: the mean of the distances to "
-        "the annotators; below, 95 % intervals by scene"
+        f"the annotators; below, 95 % intervals by {'clip' if baselines.protocol == 'vat' else 'scene'}"
     )
     result.caption_justify = "left"
     return result

@@ -65,6 +65,9 @@ def run(options: argparse.Namespace) -> int:
     from distill.score_tables import flag_lines, markdown, rendered, sheets
     from distill.scorecard import Card, Scorecards, pair_up
 
+    for name in ("scenes", "gallery", "seed"):
+        if getattr(options, name) < 0:
+            raise ConfigurationError(f"--{name} is {getattr(options, name)}; give 0 or more")
     if options.resamples and options.resamples < 100:
         raise ConfigurationError(f"--resamples is {options.resamples}; an interval wants 100 or more, 0 makes none")
     if options.paired and not options.resamples:
@@ -74,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
     data = options.data or ((config.val_data or config.data) if config else "")
     split = options.split or (config.val_split if config and not options.data else "test" if options.data else "val")
     if not data:
-        raise ConfigurationError("no data set is given and no run to take it from: add --data PATH")
+        raise ConfigurationError(f"no data set is given, and {', '.join(options.models)} is no run to take it from: check the path, or add --data DATA")
     if home and not options.data and facts.get("scenes", {}).get("validation") == 0:
         raise ConfigurationError(
             f"{home} was trained without labels to validate on, so it has nothing of its own to be scored on; give labelled --data (its "
@@ -105,7 +108,8 @@ def run(options: argparse.Namespace) -> int:
     training = _prior_scenes(data, scenes.reader, split)
     protocol = options.protocol or protocol_of(scenes.reader)
     found = compare(
-        contenders, scenes, training=training, device=device, limit=options.scenes, protocol=protocol, resamples=options.resamples
+        contenders, scenes, training=training, device=device, limit=options.scenes, protocol=protocol, resamples=options.resamples,
+        seed=options.seed,
     )
     chosen = scenes.scenes[: options.scenes] if options.scenes else scenes.scenes
     named = [(entry.name, result.rows) for entry, result in zip(contenders, found.evaluations, strict=True)]
