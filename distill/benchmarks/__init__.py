@@ -8,4 +8,5 @@ BENCHMARKS: tuple[str, ...] = (
     "metrics",
     "teacher",
     "cache",
+    "decoders",
 )
