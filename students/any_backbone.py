@@ -40,7 +40,7 @@ def timm_student(backbone: str) -> ModelConfig:
     multiple = 32
     if not levels:
         with torch.device("meta"):
-            multiple = int(create_network(backbone).patch_embed.patch_size[0])  # type: ignore[union-attr,index,arg-type]
+            multiple = int(create_network(backbone).patch_embed.patch_size[0])  # type: ignore[union-attr,index]
     size = pixels // multiple * multiple
     config = ModelConfig(
         backbone=backbone, input_size=(size, size), levels=levels, stride=STRIDE, decoder="query", dim=128, layers=2, attention_heads=4,

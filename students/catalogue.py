@@ -7,16 +7,16 @@ from pathlib import Path
 
 from students.any_backbone import PREFIX, timm_student
 from teachers.errors import UnknownModelError
-from teachers.model import HALF, GazeModel, ModelConfig
+from teachers.model import HALF, IMAGENET_MEAN, IMAGENET_STD, GazeModel, ModelConfig
 from teachers.weights import read_description
 
 
 def _query(backbone: str, size: int, levels: tuple[int, ...] = (), *, half: bool = False, dim: int = 128, layers: int = 2) -> ModelConfig:
     """A student with the query decoder on square pictures; ``half`` says that the backbone learned on pixels in [-1,1]."""
-    normalisation = {"mean": HALF, "std": HALF} if half else {}
+    mean, std = (HALF, HALF) if half else (IMAGENET_MEAN, IMAGENET_STD)
     return ModelConfig(
         backbone=backbone, input_size=(size, size), levels=levels, decoder="query", dim=dim, layers=layers, attention_heads=dim // 32,
-        drop_path=0.0, **normalisation,
+        drop_path=0.0, mean=mean, std=std,
     )
 
 

@@ -29,6 +29,7 @@ from students.onnx_precision import INT8_PARTS, PRECISIONS, to_float16, to_int8
 from students.onnx_runtime import SUFFIXES, OnnxGaze, description_path, export_files
 from students.parity import TOLERANCES, Parity, SceneBatch, Scorer, Tolerance, compare
 from students.raw_pictures import Runtime, answer, prepend_resize
+from students.reparametrise import has_branches, reparametrised
 from teachers.model import GazeModel
 
 OPSET = 18
@@ -114,7 +115,8 @@ def export_student(
         fresh.parent.mkdir()
         core = workshop / "core.onnx"
         if wanted.format != "torch":
-            trace(student, core)
+            # Branches of training become one convolution; the file is compared with the student that has them.
+            trace(reparametrised(student) if has_branches(student) else student, core)
         refused: list[str] = []
         parts = INT8_PARTS if wanted.precision == "int8" else ("",)
         for part in parts:

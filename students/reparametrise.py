@@ -20,7 +20,7 @@ def reparametrised(model: GazeModel) -> GazeModel:
     modules); the decoder has none.
     """
     merged = copy.deepcopy(model).eval()
-    merged.backbone = reparameterize_model(merged.backbone, inplace=True)
+    merged.backbone = reparameterize_model(merged.backbone, inplace=True)  # type: ignore[assignment]
     return merged
 
 

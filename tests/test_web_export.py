@@ -91,7 +91,7 @@ def test_packages_that_are_given(tmp_path: Path) -> None:
         (unpacked / name).write_text(text)
     assert open_runtime(unpacked) == open_runtime(package(tmp_path / "a.tgz"))
     (unpacked / WASM).unlink()
-    with pytest.raises(ConfigurationError, match="unpacked lacks ort-wasm-simd-threaded.wasm"):
+    with pytest.raises(ConfigurationError, match=r"unpacked lacks ort-wasm-simd-threaded\.wasm"):
         open_runtime(unpacked)
     with pytest.raises(ConfigurationError, match="is the npm package 'left-pad'"):
         open_runtime(package(tmp_path / "b.tgz", **{"package.json": '{"name": "left-pad"}'}))
@@ -109,7 +109,7 @@ def test_a_cached_package_is_compared_with_what_npm_published(tmp_path: Path, mo
         open_runtime()
     cached_package().parent.mkdir(parents=True, exist_ok=True)
     package(cached_package())
-    with pytest.raises(ConfigurationError, match="is not the onnxruntime-web 1.30.0 that npm published; delete it"):
+    with pytest.raises(ConfigurationError, match=r"is not the onnxruntime-web 1\.30\.0 that npm published; delete it"):
         open_runtime()
     assert main(["export", str(tmp_path / "nowhere"), "--format", "web"]) == 2
     assert "nowhere does not exist" in capsys.readouterr().err

@@ -9,4 +9,5 @@ BENCHMARKS: tuple[str, ...] = (
     "teacher",
     "cache",
     "export",
+    "decoders",
 )

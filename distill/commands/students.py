@@ -6,15 +6,19 @@ import argparse
 from typing import Any
 
 LIST = """\
-List the catalogue of students: backbone, decoder, input size and parameters. A run file names one under [student], or give
---student NAME to `distill train`.
+List the catalogue of students: backbone, decoder, input size, parameters, and GFLOP (two operations a multiply-add) for a picture with one
+person and for each further person. --measure adds milliseconds in ONNX Runtime for one person and for each further one, on random weights,
+it takes minutes for the whole list. A run file names a student under [student], or give --student NAME to
+`distill train`. timm:BACKBONE makes a student of any network of timm that yields a feature map.
 """
 EPILOG = """\
 examples:
   distill students list
   distill students list --json
+  distill students list hgnet_atto timm:resnet18 --measure
   distill train recipes/demo.toml --student lite0_small
 """
+PEOPLE = (1, 9)
 
 
 def register(subparsers: Any) -> None:
@@ -27,6 +31,10 @@ def register(subparsers: Any) -> None:
     listing = commands.add_parser(
         "list", help="list the catalogue", description=LIST, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    listing.add_argument("names", nargs="*", metavar="STUDENT", help="these alone: of the catalogue, or timm:BACKBONE (default: the catalogue)")
+    listing.add_argument("--measure", action="store_true", help="milliseconds for one person and for each further one, in ONNX Runtime")
+    listing.add_argument("--threads", type=int, default=2, metavar="N", help="ONNX Runtime's threads for --measure (default: 2)")
+    listing.add_argument("--rounds", type=int, default=11, metavar="N", help="calls of each for --measure (default: 11)")
     listing.add_argument("--json", action="store_true", help="the same facts as JSON on standard output")
     listing.set_defaults(run=run_list)
 
@@ -34,40 +42,84 @@ def register(subparsers: Any) -> None:
 def run_list(options: argparse.Namespace) -> int:
     """Print the catalogue."""
     from distill.console import print_json, print_result, table
+    from distill.errors import ConfigurationError
 
-    facts = student_facts()
+    for name, least in (("rounds", 5), ("threads", 1)):
+        if getattr(options, name) < least:
+            raise ConfigurationError(f"--{name} is {getattr(options, name)}; it must be at least {least}")
+    facts = student_facts(options.names)
+    if options.measure:
+        measure(facts, rounds=options.rounds, threads=options.threads)
     if options.json:
         print_json(facts)
         return 0
     rows = [
         [
-            row["name"], row["backbone"], row["decoder"], "x".join(map(str, row["input_size"])), "x".join(map(str, row["heatmap_size"])),
-            f"{row['parameters'] / 1e6:.2f} M", f"{row['backbone_parameters'] / 1e6:.2f} M", f"{row['decoder_parameters'] / 1e6:.2f} M",
-            f"{row['megabytes']:.1f}",
+            row["name"], row["backbone"], row["decoder"], "x".join(map(str, row["input_size"])),
+            f"{row['parameters'] / 1e6:.2f} M", f"{row['backbone_parameters'] / 1e6:.2f} M", f"{row['megabytes']:.1f}",
+            f"{row['gflop']:.2f}", f"{row['gflop_further']:.3f}",
+            *([f"{row['ms']:.1f}", f"{row['ms_further']:.2f}"] if options.measure else []),
         ]
         for row in facts
     ]
-    columns = ["student", "backbone", "decoder", "input", "heatmap", "parameters", "of backbone", "of decoder", "MB (float32)"]
-    print_result(table("Students (input and heatmap: height x width)", columns, rows, left=3))
+    columns = ["student", "backbone", "decoder", "input", "parameters", "of backbone", "MB (float32)", "GFLOP", "each further"]
+    title = "Students (input: height x width; GFLOP: one picture, one person)"
+    if options.measure:
+        columns += ["ms", "each further"]
+        title += f"; ms: ONNX Runtime {facts[0]['timing']['onnxruntime']}, {options.threads} threads, random weights, load {facts[0]['timing']['load']}"
+    print_result(table(title, columns, rows, left=3))
     return 0
 
 
-def student_facts() -> list[dict[str, Any]]:
-    """One record a student; parameters are counted on the model as it is built, without pretrained weights."""
-    from students.catalogue import STUDENTS, build_student
+def student_facts(names: list[str] | None = None) -> list[dict[str, Any]]:
+    """One record a student, of ``names`` or of the whole catalogue.
+
+    Parameters and operations are counted on the model as it is built, on tensors without memory.
+    """
+    import torch
+
+    from distill.throughput import work_of
+    from students.catalogue import STUDENTS, build_student, student_config
     from teachers.model import parameter_count
 
     facts = []
-    for name, config in STUDENTS.items():
-        model = build_student(config)
+    for name in names or STUDENTS:
+        config = student_config(name)
+        with torch.device("meta"):
+            model = build_student(config).eval()
+        work = work_of(model)
         parameters = parameter_count(model)
+        layers = f"{config.layers} layers of {config.dim}"
+        if config.decoder == "query":
+            layers = f"{config.scene_layers} + {layers}"
         facts.append(
             {
                 "name": name, "backbone": config.backbone, "levels": list(config.levels),
-                "decoder": f"{config.decoder}, {config.layers} layers of {config.dim}", "input_size": list(config.input_size),
+                "decoder": f"{config.decoder}, {layers}", "input_size": list(config.input_size),
                 "heatmap_size": list(config.heatmap_size), "inout": config.inout, "parameters": parameters,
                 "backbone_parameters": parameter_count(model.backbone), "decoder_parameters": parameter_count(model.decoder),
                 "megabytes": 4 * parameters / 1e6,
+                "gflop": round((work.per_image + work.per_head) / 1e9, 4), "gflop_further": round(work.per_head / 1e9, 5),
             }
         )
     return facts
+
+
+def measure(facts: list[dict[str, Any]], *, rounds: int, threads: int) -> None:
+    """Add milliseconds in ONNX Runtime to the records: ``ms`` for one person, ``ms_further`` for each further one."""
+    import os
+    import tempfile
+    from pathlib import Path
+
+    from distill.console import progress
+    from distill.decoder_speed import time_students
+    from students.catalogue import student_config
+
+    with tempfile.TemporaryDirectory(prefix="distill-students-") as scratch, progress("Measuring", total=len(facts), unit="students") as bar:
+        import onnxruntime
+
+        for row in facts:
+            times = time_students({"this": student_config(row["name"])}, Path(scratch), people=PEOPLE, rounds=rounds, threads=threads)["this"]
+            row |= {"ms": round(times.ms(1), 3), "ms_further": round(times.further, 4)}
+            row["timing"] = {"onnxruntime": onnxruntime.__version__, "threads": threads, "rounds": rounds, "load": round(os.getloadavg()[0], 2)}
+            bar.update()

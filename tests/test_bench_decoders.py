@@ -1,0 +1,48 @@
+"""``distill bench decoders``: what it computes from times, and that it runs; times themselves are printed, never asserted."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from distill.benchmarks import decoders
+from distill.cli import main
+from distill.decoder_speed import PeopleTimes, ratio, with_published_decoder
+from students.catalogue import STUDENTS
+from teachers.model import ModelConfig
+
+
+def test_further_people_and_ratios_from_rounds() -> None:
+    slow = PeopleTimes({1: [0.010, 0.020, 0.030], 9: [0.100, 0.100, 0.100]})
+    quick = PeopleTimes({1: [0.005, 0.005, 0.005], 9: [0.005, 0.005, 0.005]})
+    assert slow.ms(1) == pytest.approx(20) and slow.further == pytest.approx(10) and quick.further == 0
+    assert slow.facts()["further_share"] == 0.5
+    assert ratio(slow, quick, 1) == pytest.approx((4, 3, 5))
+
+
+def test_only_the_decoder_differs() -> None:
+    config = STUDENTS["hgnet_atto"]
+    other = with_published_decoder(config)
+    assert (other.decoder, other.dim, other.layers) == ("gazelle", 256, 3)
+    assert (other.backbone, other.input_size, other.levels, other.inout) == (config.backbone, config.input_size, config.levels, config.inout)
+
+
+def test_it_measures_both_sides(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for module in ("onnxruntime", "onnxscript"):
+        pytest.importorskip(module)
+    tiny = ModelConfig(backbone="hgnetv2_atto", input_size=(32, 32), levels=(2,), decoder="query", dim=16, layers=1, attention_heads=2)
+    monkeypatch.setitem(STUDENTS, "tiny", tiny)
+    assert main(["bench", "decoders", "--students", "tiny", "--rounds", "5", "--threads", "1", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    (student,) = facts["students"]
+    assert set(student["gazelle"]["ms"]) == set(student["query"]["ms"]) == {"1", "5", "9"} and set(student["holds"]) == {"one", "five", "further"}
+    decoders._print(facts)
+    assert "times as fast" in capsys.readouterr().out
+
+
+def test_it_wants_students_with_a_query_decoder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "decoders", "--students", "lite0_tiny"]) == 2
+    assert "lite0_tiny has no query decoder" in capsys.readouterr().err
+    assert main(["bench", "decoders", "--rounds", "1"]) == 2
+    assert "--rounds is 1" in capsys.readouterr().err

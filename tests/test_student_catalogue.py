@@ -1,0 +1,90 @@
+"""The catalogue of students, ``timm:NAME``, and re-parametrisation."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from distill.cli import main
+from schedules.errors import StageError
+from students.catalogue import STUDENTS, build_student, student_config
+from students.reparametrise import has_branches, reparametrised
+from teachers.errors import UnknownModelError, WeightsError
+from teachers.model import GazeModel, ModelConfig, parameter_count
+
+
+def test_students_of_the_demo_keep_their_architecture() -> None:
+    sizes = {}
+    for name in ("lite0_tiny", "lite0_small", "lite0_large", "vit_tiny"):
+        with torch.device("meta"):
+            sizes[name] = parameter_count(build_student(STUDENTS[name]))
+        assert STUDENTS[name].decoder == "gazelle"
+    assert {name: round(size / 1e6, 2) for name, size in sizes.items()} == {"lite0_tiny": 0.99, "lite0_small": 3.7, "lite0_large": 4.56, "vit_tiny": 6.23}
+
+
+def test_the_catalogue_spans_its_sizes_with_both_kinds_of_backbone() -> None:
+    sizes = {}
+    for name, config in STUDENTS.items():
+        if config.decoder == "query":
+            with torch.device("meta"):
+                sizes[name] = parameter_count(build_student(config)) / 1e6
+    assert min(sizes.values()) < 1.3 and 30 < max(sizes.values()) < 35
+    assert {bool(STUDENTS[name].levels) for name in sizes} == {True, False}
+
+
+def test_a_student_of_any_backbone() -> None:
+    config = student_config("timm:resnet18")
+    assert (config.levels, config.stride, config.input_size, config.decoder) == ((3, 4), 16, (224, 224), "query")
+    vit = student_config("timm:vit_tiny_patch16_224", inout="none")
+    assert (vit.levels, vit.input_size, vit.mean, vit.inout) == ((), (224, 224), (0.5, 0.5, 0.5), "none")
+    assert student_config("timm:hgnetv2_pico").levels == (2,)
+    with torch.no_grad():
+        answer = build_student(replace(config, input_size=(64, 64))).eval()(torch.rand(1, 3, 64, 64), torch.tensor([[0.1, 0.1, 0.3, 0.3]]), torch.tensor([0]))
+    assert answer.heatmap.shape == (1, 64, 64) and answer.heatmap.isfinite().all()
+
+
+def test_a_backbone_without_a_map_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(WeightsError, match=r"timm:crossvit_tiny_240 yields no feature map .*strides 12, 17, none of them 16.*choose a convolutional network"):
+        student_config("timm:crossvit_tiny_240")
+    with pytest.raises(StageError, match="yields no stages"):
+        student_config("timm:coat_tiny")
+    with pytest.raises(UnknownModelError, match="unknown backbone 'resnet81'"):
+        student_config("timm:resnet81")
+    assert main(["students", "list", "timm:resnet81"]) == 2
+    assert "resnet81" in capsys.readouterr().err
+    assert main(["students", "list", "--rounds", "1"]) == 2
+    assert "--rounds is 1" in capsys.readouterr().err
+
+
+def test_the_list_counts_operations(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["students", "list", "hgnet_atto", "lite0_small", "--json"]) == 0
+    query, gazelle = json.loads(capsys.readouterr().out)
+    assert query["name"] == "hgnet_atto" and query["decoder"] == "query, 1 + 2 layers of 128"
+    assert query["gflop"] > 0 and query["gflop_further"] < 0.03 * query["gflop"]
+    assert gazelle["gflop_further"] > 0.1 * gazelle["gflop"]
+
+
+@pytest.mark.parametrize(("backbone", "branches"), [("repvit_m0_9", True), ("fastvit_t8", True), ("hgnetv2_b0", False)])
+def test_merged_branches_answer_as_before(backbone: str, branches: bool) -> None:
+    torch.manual_seed(0)
+    model = GazeModel(ModelConfig(backbone=backbone, input_size=(64, 64), levels=(2,), decoder="query", dim=16, layers=1, attention_heads=2)).train()
+    for module in model.modules():  # as after training: statistics that are not 0 and 1
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.2, 0.2)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    assert has_branches(model) == branches
+    before = parameter_count(model)
+    merged = reparametrised(model)
+    assert model.training and parameter_count(model) == before and not merged.training
+    assert (parameter_count(merged) < before) == branches
+    images, boxes, index = torch.rand(1, 3, 64, 64), torch.tensor([[0.1, 0.1, 0.3, 0.3], [0.5, 0.2, 0.9, 0.6]]), torch.tensor([0, 0])
+    with torch.no_grad():
+        wanted, got = model.eval()(images, boxes, index), merged(images, boxes, index)
+    assert float(wanted.heatmap.std()) > 1e-3
+    torch.testing.assert_close(got.heatmap, wanted.heatmap, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(got.inout, wanted.inout, atol=1e-4, rtol=1e-4)
