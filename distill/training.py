@@ -226,7 +226,7 @@ class Run:
         )
         self.stages: Stages = discover_stages(self.model.backbone)
         plan_config = config.plan_config(self.batches.steps_per_epoch)
-        self.plan: Plan = compile_plan(plan_config, self.stages.blocks)
+        self.plan: Plan = compile_plan(plan_config, self.stages.blocks)  # as far as known: holds are added while the run goes on
         taught = max(plan_config.weight_curve.levels()) > 0
         refuse_unheard(config, self.material, taught, teacher is not None)
         if self.material.pools:
@@ -242,7 +242,7 @@ class Run:
             self.model, self.stages, self.plan, self.batches, self.path, self.accelerator,
             options=_train_options(config),
             weights=loss_weights(config),
-            validate=self.validate if self.validation or self.material.held_out else None, report=self.log, facts=self.facts,
+            validate=self.validate if self.validation or self.material.held_out else None, report=self._take, facts=self.facts,
         )
 
     def _validation_scenes(self) -> tuple[Scene, ...]:
@@ -334,15 +334,27 @@ class Run:
         """Go on from the newest intact checkpoint; lines of metrics past it are cut off."""
         for note in self.trainer.resume():
             warn(note)
+        self.plan = self.log.plan = self.trainer.plan  # with the holds of the steps that stand
         self._keep_overrides()
         self.log.begin(self.config, from_step=self.trainer.step)
         return self._finish()
 
+    def _take(self, record: Record) -> None:
+        """A record of the trainer's, into the log; a thaw that it held is in the stored plan from then on."""
+        if record["kind"] == "spike" and record["held"]:
+            self.plan = self.log.plan = self.trainer.plan
+            self._write_plan()
+        self.log(record)
+
     def _write(self, sections: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        self._write_plan()
+        with writing(self.path, self.path):
+            _write_json(self.path / "config.json", {**sections, "facts": facts})
+
+    def _write_plan(self) -> None:
         with writing(self.path, self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             _write_json(self.path / "plan.json", {**self.plan.to_json(), "events": self._events()})
-            _write_json(self.path / "config.json", {**sections, "facts": facts})
 
     def _keep_overrides(self) -> None:
         """What was overridden on this resumption holds for the next one too; name and place stay as the run was started with."""
@@ -354,6 +366,8 @@ class Run:
         mine["run"] |= {key: saved["run"][key] for key in ("name", "runs")}
         if mine != saved:
             self._write(mine, facts)
+        elif self.plan.holds:
+            self._write_plan()  # that on the disk may have holds of steps that were lost
 
     def _finish(self) -> Record:
         try:

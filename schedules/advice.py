@@ -46,6 +46,9 @@ def plan_messages(clock: ThawClock) -> list[str]:
         messages.append(
             f"All {blocks} blocks and the stem are expected to be unfrozen at epoch {final} (epochs count from 0)."
         )
+    if clock.holds:
+        epochs = ", ".join(str(epoch) for epoch in clock.holds)
+        messages.append(f"Held after a spike in epoch {epochs} (--on-spike hold): what was still closed opens one interval later each time.")
     heaviest = max(config.weight_curve.levels())
     if heaviest > 0 and config.thaw_coupling > 0:
         slowest = 1 + config.thaw_coupling * heaviest

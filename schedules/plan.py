@@ -148,6 +148,7 @@ class Plan:
             "messages": list(self.messages),
             "warnings": list(self.warnings),
             "config": self.config.to_dict(),
+            **({"holds": list(self.holds)} if self.holds else {}),
         }
 
 

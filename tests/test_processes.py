@@ -158,6 +158,14 @@ def test_a_resumed_run_of_two_processes_is_the_undisturbed_one(both: Both) -> No
         assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []
 
 
+def test_the_stored_plan_is_the_one_that_was_followed(both: Both) -> None:
+    for run in ("whole", "parts"):
+        plan = json.loads((both.two / run / "plan.json").read_text())
+        assert plan["holds"] == both.told(run, 0)["holds"] and any("Held after a spike in epoch" in text for text in plan["messages"])
+        followed = {record["epoch"]: record["open_blocks"] for record in both.records(both.two / run, "step")}
+        assert {line["epoch"]: line["open_blocks"] for line in plan["epochs"]} == followed
+
+
 def test_what_takes_no_part_is_not_decayed(both: Both) -> None:
     started = make_model(TINY["tiny_calm"]).state_dict().keys()
     idle = [name for name in started if name.startswith("decoder.inout_head.")]

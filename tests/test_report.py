@@ -212,6 +212,14 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         read_run(tmp_path)
 
 
+def test_averaged_weights_are_shown_and_may_be_the_best(run: Path) -> None:
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(validation(2, avg_l2=0.14, ema_avg_l2=0.05, ema_auc=0.85)) + "\n")
+    page = html(run)
+    assert "<b>0.050</b><span>after 3 epochs, averaged weights</span>" in page
+    assert "avg L2, averaged weights" in page and "AUC, averaged weights" in page
+
+
 def test_losses_around_a_thaw(run: Path) -> None:
     _, second, third = around_thaws(read_run(run))
     assert second.before == pytest.approx((8 + 4 + 8 / 3 + 2) / 4)

@@ -38,12 +38,18 @@ def training_charts(run: RunRecord) -> list[Chart]:
         Chart(
             "Validation distance",
             "Predicted point to annotation, in [0,1] of the picture's sides; lower is better.",
-            [_validation(run, "avg_l2", "avg L2"), _validation(run, "min_l2", "min L2")],
+            [
+                _validation(run, "avg_l2", "avg L2"), _validation(run, "min_l2", "min L2"),
+                _validation(run, "ema_avg_l2", "avg L2, averaged weights"),
+            ],
         ),
         Chart(
             "Validation AUC and AP",
             "Heatmap AUC over in-frame heads, average precision of in/out; higher is better.",
-            [_validation(run, "auc", "AUC"), _validation(run, "ap", "AP in/out")],
+            [
+                _validation(run, "auc", "AUC"), _validation(run, "ap", "AP in/out"),
+                _validation(run, "ema_auc", "AUC, averaged weights"),
+            ],
         ),
         Chart(
             "Agreement with the teacher",

@@ -107,10 +107,13 @@ def _tiles(run: RunRecord, facts: ReportFacts) -> str:
             beside = f"teacher {teacher.auc:.3f}" if teacher and teacher.auc is not None else "heatmap, in-frame heads"
             tiles.append(("AUC", f"{student.auc:.3f}", beside))
     else:
-        scored = [r for r in run.validations if number(r, "avg_l2") is not None]
+        scored = [
+            (value, r, averaged) for r in run.validations for key, averaged in (("avg_l2", ""), ("ema_avg_l2", ", averaged weights"))
+            if (value := number(r, key)) is not None
+        ]
         if scored:
-            best = min(scored, key=lambda r: number(r, "avg_l2") or 0.0)
-            tiles.append(("Best avg L2 in validation", f"{best['avg_l2']:.3f}", f"after {run.place(best):.3g} epochs"))
+            value, best, averaged = min(scored, key=lambda each: each[0])
+            tiles.append(("Best avg L2 in validation", f"{value:.3f}", f"after {run.place(best):.3g} epochs{averaged}"))
     shown = "".join(
         f'<div class="tile"><span class="what">{escape(what)}</span><b>{escape(value)}</b>'
         f"<span>{escape(beside)}</span></div>"
