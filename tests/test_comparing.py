@@ -14,7 +14,7 @@ from torch import Tensor
 from distill.comparing import Contender, compare, draw, gallery, milliseconds
 from distill.errors import DataError
 from distill.evaluation import SceneAnswer, answers, evaluate
-from distill.exporting import batches
+from distill.gate_scenes import GateScenes, Shown
 from distill.metrics import sigmoid
 from distill.scenes import IN, Head, Scene, SceneSet
 from teachers.contract import GazeOutput
@@ -76,7 +76,7 @@ def test_a_box_outside_its_picture_is_neither_scored_nor_exported(tmp_path: Path
     with pytest.raises(DataError, match=told):
         list(answers(Watcher(), [scene]))
     with pytest.raises(DataError, match=told):
-        list(batches([scene], (16, 16)))
+        list(GateScenes([Shown(scene, "val")], (16, 16)))
 
 
 def test_large_logits_are_drawn_without_a_warning() -> None:
