@@ -280,7 +280,7 @@ def test_a_config_survives_json_and_refuses_strange_keys() -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"dim": 18}, "dim 18"), ({"attention_heads": 3}, "attention_heads 3"), ({"inout": "both"}, "inout 'both'"), ({"decoder": "query"}, "decoder 'query'")],
+    [({"dim": 18}, "dim 18"), ({"attention_heads": 3}, "attention_heads 3"), ({"inout": "both"}, "inout 'both'"), ({"decoder": "pyramid"}, "decoder 'pyramid'")],
 )
 def test_a_config_is_checked_at_birth(change: dict[str, object], message: str) -> None:
     with pytest.raises(WeightsError, match=message):
