@@ -13,10 +13,9 @@ from teachers.weights import read_description
 
 def _query(backbone: str, size: int, levels: tuple[int, ...] = (), *, half: bool = False, dim: int = 128, layers: int = 2) -> ModelConfig:
     """A student with the query decoder on square pictures; ``half`` says that the backbone learned on pixels in [-1,1]."""
-    mean, std = (HALF, HALF) if half else (IMAGENET_MEAN, IMAGENET_STD)
     return ModelConfig(
         backbone=backbone, input_size=(size, size), levels=levels, decoder="query", dim=dim, layers=layers, attention_heads=dim // 32,
-        drop_path=0.0, mean=mean, std=std,
+        drop_path=0.0, mean=HALF if half else IMAGENET_MEAN, std=HALF if half else IMAGENET_STD,
     )
 
 
@@ -40,6 +39,11 @@ STUDENTS: dict[str, ModelConfig] = {
     ),
     "dinov3_small": ModelConfig(backbone="vit_small_patch16_dinov3", input_size=(448, 448)),
     "dinov2_small": ModelConfig(backbone="vit_small_patch14_dinov2", input_size=(448, 448)),
+    # The twin of lite0_query below with Gaze-LLE's decoder as published, to compare the two.
+    "lite0_gazelle": ModelConfig(
+        backbone="tf_efficientnet_lite0", input_size=(160, 160), levels=(2, 3), mean=HALF, std=HALF,
+        dim=256, layers=3, attention_heads=8, drop_path=0.0,
+    ),
     # With the query decoder, by size. Levels are feature indices: of five for EfficientNet and MobileNet, of four for the others.
     "hgnet_atto": _query("hgnetv2_atto", 320, (2,)),
     "hgnet_femto": _query("hgnetv2_femto", 320, (2,)),
