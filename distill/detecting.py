@@ -22,7 +22,7 @@ from distill.readers.head_row import HeadRow
 from distill.scenes import Box, Head, Scene
 
 if TYPE_CHECKING:
-    from distill.predicting import Subjects
+    from distill.subjects import Subjects
 
 CASCADES = "opencv"
 LONG_SIDE = 960  # the cascades look at a picture of this size at most: faces below 3 % of its long side are not found
@@ -139,7 +139,7 @@ def find_heads(
     ``advance(1)`` is called for each picture. Raises :class:`PictureError` for one that cannot be decoded (unless
     ``skip_unreadable``), :class:`HeadsError` where there is nobody in any.
     """
-    from distill.predicting import Subjects
+    from distill.subjects import Subjects
 
     scenes: list[Scene] = []
     rows: list[HeadRow] = []

@@ -14,16 +14,9 @@ from torch import Tensor
 
 from distill.cli import main
 from distill.errors import ConfigurationError, HeadsError, MetricError, PictureError
-from distill.predicting import (
-    Subjects,
-    find_heads_file,
-    gather,
-    given_pictures,
-    load_gaze,
-    overlay_names,
-    predict,
-)
+from distill.predicting import load_gaze, overlay_names, predict
 from distill.scenes import Scene
+from distill.subjects import Subjects, find_heads_file, gather, given_pictures
 from students.errors import ExportError
 from teachers.contract import GazeOutput
 from teachers.errors import UnknownModelError

@@ -9,11 +9,11 @@ import pytest
 
 from distill.datacheck import check_data
 from distill.errors import DataError, HeadsError
-from distill.predicting import find_heads_file, gather, given_pictures
 from distill.readers import open_data
 from distill.readers.findings import Findings
 from distill.readers.heads_file import assign_heads, read_heads_file
 from distill.scenes import UNKNOWN, SceneSet
+from distill.subjects import find_heads_file, gather, given_pictures
 from tests.fixtures import SIZE, write_coco, write_folder, write_picture
 
 

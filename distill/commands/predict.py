@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distill.predicting import Prediction, Subjects
+    from distill.predicting import Prediction
+    from distill.subjects import Subjects
 
 DESCRIPTION = """\
 Run a model on pictures or videos, and write for every person where they look. Head boxes come from a heads file; where there is none, and in
@@ -103,7 +104,7 @@ def _subjects(options: argparse.Namespace, stills: list[Path]) -> tuple[Subjects
     """Whom to predict in the pictures, and where their boxes are from: the heads file's path or the detector's name."""
     from distill.console import progress, say
     from distill.detecting import CASCADES, find_heads, open_detector
-    from distill.predicting import find_heads_file, gather, given_pictures, heads_file_beside
+    from distill.subjects import find_heads_file, gather, given_pictures, heads_file_beside
 
     pictures, root = given_pictures(stills, options.out)
     skip = options.on_error == "skip"
