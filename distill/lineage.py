@@ -15,6 +15,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ OK, CHANGED, ABSENT, UNCHECKED = "ok", "CHANGED", "not here", "not checked"
 class Link:
     """One link: ``what`` it is, its name, the digest that is recorded of it, and how that compares with the disk.
 
-    ``what`` is "data", "teacher", "cache", "scenes", "backbone", "weights", "run" or "export". ``status`` is "ok", "CHANGED" (what is on disk is not what
+    ``what`` is "data", "teacher", "cache", "scenes", "backbone", "weights", "run", "export" or "web page". ``status`` is "ok", "CHANGED" (what is on disk is not what
     the next link was made from), "not here" (it cannot be found, so nothing was compared) or "not checked"; ``note`` says the rest.
     """
 
@@ -46,7 +47,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Chain:
-    """The lineage of ``path``, which is a ``kind``: "data set", "cache", "model", "run" or "export"; oldest link first."""
+    """The lineage of ``path``, which is a ``kind``: "data set", "cache", "model", "run", "export" or "web page"; oldest link first."""
 
     path: str
     kind: str
@@ -67,6 +68,10 @@ def lineage(text: str) -> Chain:
     path = Path(text).expanduser()
     if path.suffix in (".onnx", ".pt2", ".xml") and path.is_file():
         return Chain(text, "export", tuple(_export_links(path)))
+    from distill.web_lineage import is_web_folder, web_links
+
+    if is_web_folder(path):
+        return Chain(text, "web page", tuple(web_links(path, partial(_run_links, exports=False), _stated_links)))
     if (path / "config.json").is_file():
         return Chain(text, "run", tuple(_run_links(path)))
     if (path / "cache.json").is_file():
@@ -293,6 +298,10 @@ def _run_links(run: Path, *, exports: bool = True) -> Iterator[Link]:
         file = beside.with_name(str(content.get("file", f"{beside.stem}.onnx")))
         if file.is_file():
             yield _export_link(file, content, digest)
+    if exports:
+        from distill.web_lineage import page_links
+
+        yield from page_links(run / "exports", digest)
 
 
 def _used_cache(run: Path, stated: str, made_of: Mapping[str, Any]) -> Iterator[Link]:

@@ -1,7 +1,7 @@
 """An exported student as a web page: a folder of plain files that works offline, from a disk or any web server.
 
 The folder holds the page (``index.html``, ``page.css``, ``engine.js``, ``picture.js``, ``people.js``, ``page.js``: the files of
-``distill/web``), three scripts that carry data, and ``web.json``, which says what it was made from:
+``distill/web``), three scripts that carry data, and ``web.json``, which says what it was made from and carries the digest of every other file:
 
 ``model.js``
     ``GAZE_MODEL``: the exported file (gzip, base64), the facts of the JSON beside it that the page needs, and the colours of drawings.
@@ -72,7 +72,7 @@ def write_web_folder(onnx: Path, out: Path, runtime: WebRuntime) -> WebFolder:
     ``out`` holds something else.
     """
     from distill.overlay import COLOUR_MAP, PALETTE
-    from students.onnx_runtime import read_export
+    from students.onnx_runtime import file_digest, read_export
 
     description = read_export(onnx)
     refuse_strangers(out)
@@ -81,7 +81,7 @@ def write_web_folder(onnx: Path, out: Path, runtime: WebRuntime) -> WebFolder:
         "palette": [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in PALETTE], "onnx": _packed(onnx.read_bytes()),
     }
     library = {"version": runtime.version, "library": _packed(runtime.library), "glue": _packed(runtime.glue), "wasm": _packed(runtime.wasm)}
-    record = {
+    record: dict[str, Any] = {
         "format": "web", "schema": 1, "model": {key: description.get(key) for key in ("name", "digest", "weights_digest", "precision", "lineage")},
         "runtime": {"package": "onnxruntime-web", "version": runtime.version, "checked": runtime.checked},
         "sample": dict(zip(("seed", "index", "width", "height"), SAMPLE, strict=True)),
@@ -95,6 +95,7 @@ def write_web_folder(onnx: Path, out: Path, runtime: WebRuntime) -> WebFolder:
         for name, variable, value in (("model.js", "GAZE_MODEL", model), ("runtime.js", "GAZE_RUNTIME", library), ("sample.js", "GAZE_SAMPLE", _sample())):
             (workshop / name).write_text(f"self.{variable} = {json.dumps(value, allow_nan=False)};\n", encoding="utf-8")
         (workshop / "NOTICE.txt").write_text(NOTICE.format(version=runtime.version), encoding="utf-8")
+        record["files"] = {file.name: file_digest(file) for file in sorted(workshop.iterdir())}
         (workshop / RECORD).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         size = sum(file.stat().st_size for file in workshop.iterdir())
         if out.exists():

@@ -7,13 +7,14 @@ from typing import Any
 
 DESCRIPTION = """\
 Print the lineage of an artefact: from pictures and annotations over teacher, cache and run to the exported file, with the digest that each
-link records of the one before, and where what is on disk no longer matches. PATH is a run, a cache, a stored model, an exported .onnx file, or a
-data set. Exit code 1 if a link has changed.
+link records of the one before, and where what is on disk no longer matches. PATH is a run, a cache, a stored model, an exported .onnx file, the
+folder of an exported web page, or a data set. Exit code 1 if a link has changed.
 """
 EPILOG = """\
 examples:
   distill info runs/demo
   distill info runs/demo/exports/student.onnx
+  distill info runs/demo/exports/web
   distill info caches/scenes --json
   distill info gazefollow:/path
 """
@@ -25,7 +26,7 @@ def register(subparsers: Any) -> None:
         "info", help="print what something was made from", description=DESCRIPTION, epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("path", metavar="PATH", help="a run, cache, stored model, exported file or data set")
+    parser.add_argument("path", metavar="PATH", help="a run, cache, stored model, exported file, web page or data set")
     parser.add_argument("--json", action="store_true", help="the same facts as JSON on standard output")
     parser.set_defaults(run=run)
 
