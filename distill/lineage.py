@@ -29,8 +29,8 @@ OK, CHANGED, ABSENT, UNCHECKED = "ok", "CHANGED", "not here", "not checked"
 class Link:
     """One link: ``what`` it is, its name, the digest that is recorded of it, and how that compares with the disk.
 
-    ``what`` is "data", "teacher", "cache", "scenes", "backbone", "weights", "run", "export" or "web page". ``status`` is "ok", "CHANGED" (what is on disk is not what
-    the next link was made from), "not here" (it cannot be found, so nothing was compared) or "not checked"; ``note`` says the rest.
+    ``what`` is "data", "teacher", "cache", "scenes", "backbone", "weights", "run", "export" or "web page". ``status`` is "ok", "CHANGED" (what is on
+    disk is not what the next link was made from), "not here" (it cannot be found, so nothing was compared) or "not checked"; ``note`` says the rest.
     """
 
     what: str

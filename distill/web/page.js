@@ -1,11 +1,11 @@
 "use strict";
 /* The page: what is pressed, dropped and shown. GAZE_MODEL, GAZE_RUNTIME and GAZE_SAMPLE are written by `distill export --format web`. */
 
-const page = Object.fromEntries(["stage", "picture", "drawing", "boxes", "people", "nobody", "status", "file", "sample", "add", "facts"].map((id) => [id, document.getElementById(id)]));
+const page = Object.fromEntries(["stage", "picture", "drawing", "boxes", "people", "nobody", "status", "spoken", "file", "sample", "add", "facts"].map((id) => [id, document.getElementById(id)]));
 const [ROWS, COLUMNS] = GAZE_MODEL.facts.heatmap_size;
 const people = new People(page.boxes, GAZE_MODEL.palette, { changed: ask, chosen: show, removed: ask });
 const queue = []; // what is said to the model before it is there
-let post = (message, give) => queue.push([message, give]), lost = false, busy = false, stale = false, asked = [], askedNumber = 0, prepared = 0, ms = null, opened = 0, settled = [];
+let post = (message, give) => queue.push([message, give]), lost = false, busy = false, stale = false, asked = [], askedNumber = 0, prepared = 0, ms = null, opened = 0, settled = [], telling = 0;
 
 const percent = (share) => `${Math.round(100 * share)}\u00a0%`;
 
@@ -79,7 +79,16 @@ function ask() {
 }
 
 function settle() {
-  if (!stale && !busy) for (const resolve of settled.splice(0)) resolve();
+  if (stale || busy) return;
+  clearTimeout(telling);
+  telling = setTimeout(tell, 600);
+  for (const resolve of settled.splice(0)) resolve();
+}
+
+/* Read out the answer for the person whose box has the focus, once it has come to rest: a label that changes is not read again. */
+function tell() {
+  const person = people.list.find((each) => each.element === document.activeElement);
+  page.spoken.textContent = person && person.answer ? `Person ${person.number}. ${person.said}` : "";
 }
 
 /* --- pictures ------------------------------------------------------------------------------------------------------------------- */
@@ -138,7 +147,10 @@ function show(chosen) {
     if (answer && answer.inout !== null) said = answer.out ? `out of the picture, ${percent(1 - answer.inout)} sure` : `in the picture, ${percent(answer.inout)} sure`;
     else if (answer) said = `highest probability ${percent(answer.peak)}`;
     item.querySelector("span").textContent = said;
-    item.querySelector("i").style.width = answer ? `${100 * (answer.inout === null ? answer.peak : answer.inout)}%` : "0";
+    // The bar is as long as what is said is sure, and broken like the box where that is "out".
+    const sure = answer && (answer.inout === null ? answer.peak : answer.out ? 1 - answer.inout : answer.inout);
+    item.querySelector(".meter").classList.toggle("out", Boolean(answer && answer.out));
+    item.querySelector("i").style.width = `${100 * (sure || 0)}%`;
     const where = answer && !answer.out ? `Looks at a point ${percent(answer.point[0])} from the left, ${percent(answer.point[1])} from the top.` : said;
     if (person.said !== where) { person.said = where; people.describe(person); }
   }
@@ -175,9 +187,11 @@ function draw(chosen) {
     pen.drawImage(chosen.answer.wash, 0, 0, width, height);
   }
   const line = clamp(Math.min(width, height) / 190, 1.6, 4);
-  for (const person of people.list) {
+  // Who is selected lies on top; in a crowd the others step back.
+  for (const person of [...people.list.filter((each) => each !== chosen), ...(chosen ? [chosen] : [])]) {
     const { answer, box, colour } = person;
     if (!answer || answer.out) continue;
+    pen.globalAlpha = person === chosen || people.list.length <= 8 ? 1 : 0.4;
     const from = [(box[0] + box[2]) / 2 * width, (box[1] + box[3]) / 2 * height], to = [answer.point[0] * width, answer.point[1] * height];
     const far = Math.hypot(to[0] - from[0], to[1] - from[1]), radius = 3.4 * line, share = far > radius ? 1 - radius / far : 0;
     for (const [ink, extra] of [["#10141aaa", 2], [colour, 0]]) {

@@ -6,12 +6,19 @@ const LEAST = 0.012; // the shortest side of a box, in [0,1]
 const EDGES = [[0, 1, "top left"], [2, 1, "top right"], [2, 3, "bottom right"], [0, 3, "bottom left"]];
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
+/* Black or white, whichever stands out more on `colour` (#rrggbb), by WCAG 2's relative luminance. */
+function inkOn(colour) {
+  const [red, green, blue] = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16) / 255).map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.18 ? "#10141a" : "#fff";
+}
+
 class People {
   constructor(layer, colours, { changed, chosen, removed }) {
     Object.assign(this, { layer, colours, changed, chosen, removed, list: [], selected: null, counter: 0 });
   }
 
   add(box) {
+    if (!this.list.length) this.counter = 0;
     const person = { number: ++this.counter, box: box.slice(), colour: this.colours[(this.counter - 1) % this.colours.length], answer: null };
     person.element = this.#element(person);
     this.list.push(person);
@@ -61,6 +68,7 @@ class People {
     element.className = "box";
     element.tabIndex = 0;
     element.style.setProperty("--colour", person.colour);
+    element.style.setProperty("--on-colour", inkOn(person.colour));
     element.setAttribute("role", "application");
     element.setAttribute("aria-roledescription", "movable box");
     element.setAttribute("aria-describedby", "keys");

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,39 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is absent: `make test-web`")
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
-if CHROMIUM is None:
-    pytest.skip("Chromium is absent: `make test-web`", allow_module_level=True)
-PACKAGE = os.environ.get("GAZE_ORT_WEB", "")
-if not Path(PACKAGE).is_file():
-    pytest.skip("onnxruntime-web is absent (GAZE_ORT_WEB names its .tgz): `make test-web`", allow_module_level=True)
-
-BOXES = [[0.1, 0.15, 0.35, 0.5], [0.55, 0.3, 0.8, 0.72]]
+from tests.web_world import BOXES, COLUMNS, PACKAGE, ROWS, chromium, data_url, encoded, export_tiny, served
 
 
 @pytest.fixture(scope="module")
 def onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A student of random weights, whose answer depends on picture and head, as an exported file."""
-    pytest.importorskip("onnxscript", reason="the extra 'export' is absent")
-    from students.export import trace
-    from students.export_description import describe
-    from teachers.model import GazeModel, ModelConfig
-
-    torch.manual_seed(3)
-    config = ModelConfig(
-        backbone="tf_efficientnet_lite0", input_size=(48, 64), levels=(1,), stride=4, dim=16, layers=1, attention_heads=2, heatmap_size=(12, 16), inout="mlp",
-    )
-    model = GazeModel(config).eval()
-    with torch.no_grad():
-        for tensor in model.parameters():  # random features lie close together: spread them, or every person looks at one cell
-            if tensor.ndim > 1:
-                tensor.mul_(1.5)
-    path = tmp_path_factory.mktemp("exports") / "student.onnx"
-    trace(model, path)
-    described = describe(model, path, name="tiny", weights_digest="0", kind="onnx", precision="float32", pixels="float32")
-    path.with_suffix(".json").write_text(json.dumps(described))
-    return path
+    return export_tiny(tmp_path_factory.mktemp("exports") / "student.onnx", "float32")
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +29,13 @@ def folder(onnx: Path) -> Path:
     from distill.web_export import write_web_folder
     from distill.web_runtime import open_runtime
 
-    return write_web_folder(onnx, onnx.parent / "web", open_runtime(Path(PACKAGE))).path
+    return write_web_folder(onnx, onnx.parent / "web", open_runtime(PACKAGE)).path
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -97,18 +65,8 @@ def python_answer(onnx: Path, picture: np.ndarray, boxes: list[list[float]]) -> 
 
 def page_answer(page: Any) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
     answers = [person["answer"] for person in page.evaluate("gaze.answers()")]
-    maps = np.array([answer["map"] for answer in answers], np.float64).reshape(len(answers), 12, 16)
+    maps = np.array([answer["map"] for answer in answers], np.float64).reshape(len(answers), ROWS, COLUMNS)
     return 1 / (1 + np.exp(-maps)), np.array([answer["inout"] for answer in answers]), [answer["cell"] for answer in answers]
-
-
-def data_url(data: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def encoded(picture: Image.Image, form: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, form, **options)
-    return buffer.getvalue()
 
 
 def agree(onnx: Path, page: Any, picture: np.ndarray, boxes: list[list[float]], probability: float) -> None:
@@ -222,6 +180,47 @@ def test_a_file_is_chosen_and_one_that_is_no_picture_is_refused(desk: Any, tmp_p
     desk.wait_for_selector("#status.wrong")
     assert desk.inner_text("#status") == "letter.png cannot be shown as a picture; choose a JPEG, PNG or WebP file."
     assert "family.png" in desk.get_attribute("#picture", "aria-label")
+
+
+def test_the_answer_is_read_out_when_a_box_that_has_the_focus_comes_to_rest(desk: Any) -> None:
+    open_ramp(desk)
+    assert desk.get_attribute("#spoken", "aria-live") == "polite"
+    desk.focus(".box >> nth=1")
+    desk.keyboard.press("ArrowUp")
+    desk.wait_for_function("document.getElementById('spoken').textContent.startsWith('Person 2. ')")
+    answer = desk.evaluate("gaze.answers()[1].answer")
+    where = f"Looks at a point {answer['point'][0] * 100:.0f}\xa0% from the left" if not answer["out"] else "out of the picture"
+    assert where in desk.text_content("#spoken")
+
+
+def test_numbers_are_dark_or_white_as_their_colour_asks(desk: Any) -> None:
+    assert desk.evaluate("['#f0e442', '#56b4e9', '#d55e00', '#0072b2'].map(inkOn)") == ["#10141a", "#10141a", "#10141a", "#fff"]
+
+
+def test_a_hundred_people(onnx: Path, desk: Any) -> None:
+    noise = np.random.default_rng(6).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    boxes = [[0.1 * (k % 10), 0.1 * (k // 10), 0.1 * (k % 10) + 0.08, 0.1 * (k // 10) + 0.08] for k in range(100)]
+    desk.evaluate("([url, boxes]) => gaze.open(url, boxes)", [data_url(encoded(Image.fromarray(noise), "PNG"), "png"), boxes])
+    assert "for 100 people" in desk.inner_text("#facts")
+    wanted, _ = python_answer(onnx, noise, boxes)
+    maps, _, _ = page_answer(desk)
+    assert np.abs(maps - wanted).max() <= 1e-3
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_from_a_web_server(onnx: Path, folder: Path, browser: Any, threads: int) -> None:
+    isolated = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
+    context = browser.new_context()
+    context.add_init_script("Object.defineProperty(navigator, 'hardwareConcurrency', { get: () => 4 })")
+    page = context.new_page()
+    with served(folder, isolated if threads > 1 else {}) as address:
+        page.goto(f"{address}/index.html")
+        page.evaluate("gaze.ready.then(() => gaze.settled())")
+        assert f"{threads} thread" in page.inner_text("#facts")
+        noise = np.random.default_rng(7).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+        page.evaluate("([url, boxes]) => gaze.open(url, boxes)", [data_url(encoded(Image.fromarray(noise), "PNG"), "png"), BOXES])
+        agree(onnx, page, noise, BOXES, 1e-3)
+    context.close()
 
 
 def test_every_control_has_a_name(desk: Any) -> None:
