@@ -3,6 +3,10 @@
 A detector of faces gives a smaller box than the head box that gaze models are trained on: it is widened about its middle, which is raised, as :data:`FACE`
 and :data:`PROFILE` say. The factors are the rounded medians over the matches in six video frames with annotated heads (two people, 1920 x 1080); a head
 that is seen from behind has no face, and a face detector does not find it.
+
+The cascades are shown a picture whose contrast was equalised locally, and at least :data:`NEIGHBOURS` of their candidates must agree. On the same six
+frames as they are, mirrored, and at half the size, with 12 heads each, that finds 9, 10 and 9 heads and nothing else. Equalised as a whole and
+with four candidates, as in OpenCV's examples, it was 10, 10 and 7, with 8, 5 and 0 boxes where nobody is.
 """
 
 from __future__ import annotations
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
 
 CASCADES = "opencv"
 LONG_SIDE = 960  # the cascades look at a picture of this size at most: faces below 3 % of its long side are not found
+NEIGHBOURS = 10  # candidates that must agree on a face; see the module's text
+CONTRAST, TILES = 2.0, (8, 8)  # limit and tiles of the local equalisation of contrast (CLAHE)
 OVERLAP = 0.35  # two boxes with a larger intersection over union are the same head
 
 
@@ -85,20 +91,21 @@ class CascadeDetector:
         scale = min(1.0, LONG_SIDE / max(height, width))
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         grey = cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2GRAY)
-        grey = cv2.equalizeHist(cv2.resize(grey, size, interpolation=cv2.INTER_AREA))
+        small = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
         least = max(20, round(0.03 * max(size)))
         if min(size) < least:
             return []
+        grey = cv2.createCLAHE(CONTRAST, TILES).apply(small)
         found: list[Found] = []
         for cascade, widening, mirrored in ((self._front, FACE, False), (self._profile, PROFILE, False), (self._profile, PROFILE, True)):
             seen = np.ascontiguousarray(grey[:, ::-1]) if mirrored else grey
-            boxes, _, weights = cascade.detectMultiScale3(seen, 1.1, 4, minSize=(least, least), outputRejectLevels=True)
-            for (x, y, w, h), weight in zip(boxes, np.ravel(weights), strict=True):
+            # The number of candidates that agree is of one scale for both cascades; their own weights are not.
+            boxes, agreeing = cascade.detectMultiScale2(seen, 1.1, NEIGHBOURS, minSize=(least, least))
+            for (x, y, w, h), count in zip(boxes, np.ravel(agreeing), strict=True):
                 x = size[0] - x - w if mirrored else x
                 face = (x / scale, y / scale, (x + w) / scale, (y + h) / scale)
-                found.append(Found(widening(face), float(weight)))
-        # A frontal face is sure whatever its weight, whose scale differs from the profiles': they come first as they stand.
-        return distinct(found, width, height, ranked=False)
+                found.append(Found(widening(face), float(count)))
+        return distinct(found, width, height)
 
 
 def overlap(a: Box, b: Box) -> float:
@@ -108,10 +115,10 @@ def overlap(a: Box, b: Box) -> float:
     return shared / union if union > 0 else 0.0
 
 
-def distinct(found: Sequence[Found], width: int, height: int, *, ranked: bool = True) -> list[Found]:
-    """Every head once, clamped to the picture, from left to right; of those that overlap the surest, or with ``ranked`` false the first."""
+def distinct(found: Sequence[Found], width: int, height: int) -> list[Found]:
+    """Every head once, clamped to the picture, from left to right; of those that overlap the surest."""
     kept: list[Found] = []
-    for each in sorted(found, key=lambda one: -one.score) if ranked else found:
+    for each in sorted(found, key=lambda one: -one.score):
         x0, y0, x1, y1 = each.box
         box = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
         if box[2] - box[0] >= 1 and box[3] - box[1] >= 1 and all(overlap(box, other.box) <= OVERLAP for other in kept):
