@@ -173,8 +173,7 @@ def find_heads(
         if advance is not None:
             advance(1)
     if not rows:
-        raise HeadsError(
-            f"{detector.name} found no head in the {len(pictures)} pictures given ({len(unreadable)} unreadable); give boxes with --heads, or a "
-            "detector of your own with --detector FILE.onnx"
-        )
+        where = str(pictures[0]) if len(pictures) == 1 else f"any of the {len(pictures)} pictures given"
+        broken = f" ({len(unreadable)} cannot be decoded)" if unreadable else ""
+        raise HeadsError(f"{detector.name} found no head in {where}{broken}; give boxes with --heads, or a detector of your own with --detector FILE.onnx")
     return Subjects(tuple(scenes), tuple(rows), tuple(places), 0, tuple(without), tuple(unreadable), ())

@@ -20,8 +20,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +34,7 @@ from distill.metrics import sigmoid
 from distill.pictures import load_picture
 from distill.scenes import Scene
 from distill.selection import mark
+from distill.workshop import workshop
 
 if TYPE_CHECKING:
     from distill.evaluation import GazeFunction, SceneAnswer
@@ -132,15 +131,12 @@ def predict(
 
     ``advance(1)`` is called for each picture done. Files from an earlier call in ``out`` are replaced when all is answered; its
     heatmaps are removed when none are asked for, as they would not belong to the new answers. Raises :class:`PictureError` for a
-    picture that cannot be decoded and :class:`~distill.errors.MetricError` for a model whose answers are not finite.
+    picture that cannot be decoded, :class:`ConfigurationError` for a folder that cannot be written to and :class:`~distill.errors.MetricError` for
+    a model whose answers are not finite.
     """
     from distill.evaluation import answers
 
-    new = not out.exists()
-    out.mkdir(parents=True, exist_ok=True)
-    workshop = Path(tempfile.mkdtemp(prefix=".predict.", dir=out))
-    done = False
-    try:
+    with workshop(out) as bench:
         lines: list[dict[str, Any]] = [{} for _ in subjects.rows]
         maps: dict[int, np.ndarray] = {}
         inout: dict[int, float] = {}
@@ -155,23 +151,18 @@ def predict(
                 if answer.inout is not None:
                     inout |= zip(places, answer.inout, strict=True)
             if overlays:
-                _draw(answer, workshop / drawings[number])
+                _draw(answer, bench / drawings[number])
             if advance is not None:
                 advance(1)
         text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
-        (workshop / ANSWERS).write_text(text, encoding="utf-8")
+        (bench / ANSWERS).write_text(text, encoding="utf-8")
         if heatmaps:
-            _save_heatmaps(workshop / HEATMAPS, subjects, lines, maps, inout)
+            _save_heatmaps(bench / HEATMAPS, subjects, lines, maps, inout)
         for file in (*drawings, *([HEATMAPS] if heatmaps else []), ANSWERS):
             (out / file).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(workshop / file, out / file)
+            os.replace(bench / file, out / file)
         if not heatmaps:
             (out / HEATMAPS).unlink(missing_ok=True)
-        done = True
-    finally:
-        shutil.rmtree(workshop, ignore_errors=True)
-        if new and not done and not any(out.iterdir()):
-            out.rmdir()
     return Prediction(
         tuple(lines), out / ANSWERS, out / HEATMAPS if heatmaps else None, tuple(out / drawing for drawing in drawings)
     )

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +25,7 @@ from distill.errors import ConfigurationError, MetricError, PictureError
 from distill.exporting import require_extra
 from distill.metrics import sigmoid
 from distill.tracking import Track, Tracker
+from distill.workshop import workshop
 
 if TYPE_CHECKING:
     from distill.detecting import HeadDetector
@@ -38,7 +37,10 @@ RATE = 25.0  # frames a second of a file that does not say
 
 @dataclass(frozen=True)
 class VideoPrediction:
-    """What was written for one video, and how much there was in it: frames, people, lines."""
+    """What was written for one video, and how much there was in it: frames, people, lines.
+
+    ``missing`` is the number of frames that the file claims beyond the last one that could be decoded.
+    """
 
     video: Path
     answers: Path
@@ -46,6 +48,7 @@ class VideoPrediction:
     frames: int
     people: int
     lines: int
+    missing: int = 0
 
 
 def is_video(path: Path) -> bool:
@@ -61,6 +64,8 @@ class VideoFile:
 
     def __init__(self, path: Path) -> None:
         require_extra("detect", "cv2")
+        # FFmpeg's own lines about a damaged file would stand between ours; -8 is its "quiet". Read when OpenCV first opens a video.
+        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
         import cv2
 
         if not path.is_file():
@@ -69,7 +74,7 @@ class VideoFile:
         good, first = self._capture.read() if self._capture.isOpened() else (False, None)
         if not good or first is None:
             self._capture.release()
-            raise PictureError(f"video {path} cannot be decoded; convert it, e.g. with `ffmpeg -i {path.name} -c:v libx264 {path.stem}.mp4`")
+            raise PictureError(f"video {path} cannot be decoded; convert it, e.g. with `ffmpeg -i {path.name} -c:v libx264 {path.stem}_h264.mp4`")
         self._first = first
         rate = float(self._capture.get(cv2.CAP_PROP_FPS))
         self.rate = rate if np.isfinite(rate) and 0 < rate <= 1000 else RATE
@@ -113,39 +118,32 @@ def predict_video(
     answers, drawn = f"{path.stem}_gaze.jsonl", f"{path.stem}_gaze.mp4"
     if (out / drawn).resolve() == path.resolve():
         raise ConfigurationError(f"{path} is the video given and the one to be written; choose another --out")
-    new = not out.exists()
-    out.mkdir(parents=True, exist_ok=True)
-    workshop = Path(tempfile.mkdtemp(prefix=".predict.", dir=out))
-    done = False
     writer: Any = None
     try:
-        with (workshop / answers).open("w", encoding="utf-8") as file:
-            for frame in video:
-                time = frames / video.rate
-                tracks = tracker.boxes(detector(frame), time) if frames % every == 0 else tracker.tracks
-                _answer(model, frame, tracks, tracker, time, path)
-                for track in tracks:
-                    line = _line(track, frame, path, frames, time, name)
-                    file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
-                    people.add(track.number)
-                    lines += 1
-                if overlays:
-                    writer = writer or _writer(workshop / drawn, frame, video.rate)
-                    writer.write(_drawn(frame, tracks)[..., ::-1])
-                frames += 1
-                if advance is not None:
-                    advance(1)
-        if writer is not None:
-            writer.release()
-        for file_name in (*([drawn] if overlays else []), answers):
-            os.replace(workshop / file_name, out / file_name)
-        done = True
+        with workshop(out) as bench:
+            with (bench / answers).open("w", encoding="utf-8") as file:
+                for frame in video:
+                    time = frames / video.rate
+                    tracks = tracker.boxes(detector(frame), time) if frames % every == 0 else tracker.tracks
+                    _answer(model, frame, tracks, tracker, time, path)
+                    for track in tracks:
+                        line = _line(track, frame, path, frames, time, name)
+                        file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+                        people.add(track.number)
+                        lines += 1
+                    if overlays:
+                        writer = writer or _writer(bench / drawn, frame, video.rate)
+                        writer.write(_drawn(frame, tracks)[..., ::-1])
+                    frames += 1
+                    if advance is not None:
+                        advance(1)
+            if writer is not None:
+                writer.release()
+            for file_name in (*([drawn] if overlays else []), answers):
+                os.replace(bench / file_name, out / file_name)
     finally:
         video.close()
-        shutil.rmtree(workshop, ignore_errors=True)
-        if new and not done and not any(out.iterdir()):
-            out.rmdir()
-    return VideoPrediction(path, out / answers, out / drawn if overlays else None, frames, len(people), lines)
+    return VideoPrediction(path, out / answers, out / drawn if overlays else None, frames, len(people), lines, max(0, video.frames - frames))
 
 
 def _answer(model: GazeFunction, frame: np.ndarray, tracks: list[Track], tracker: Tracker, time: float, path: Path) -> None:

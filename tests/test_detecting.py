@@ -66,7 +66,7 @@ def test_boxes_found_are_predicted_like_any_others(tmp_path: Path) -> None:
         (str(pictures[0]), "1", (0, 0, 16, 16)), (str(pictures[0]), "2", (40, 20, 60, 44)),
     ]
     assert subjects.without == (pictures[1],)
-    with pytest.raises(HeadsError, match="told found no head in the 2 pictures"):
+    with pytest.raises(HeadsError, match="told found no head in any of the 2 pictures given; give boxes"):
         find_heads(pictures, Boxes([]))
     (tmp_path / "b.jpg").write_bytes(b"no picture")
     with pytest.raises(PictureError, match=r"b\.jpg"):
@@ -111,7 +111,7 @@ def write_video(path: Path, frames: int = 6, rate: float = 10.0) -> Path:
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), rate, (64, 48))
     assert writer.isOpened()
     for number in range(frames):
-        writer.write(np.full((48, 64, 3), 30 * number, np.uint8))
+        writer.write(np.full((48, 64, 3), 30 * number % 256, np.uint8))
     writer.release()
     return path
 
@@ -148,10 +148,27 @@ def test_videos_that_cannot_be_read_or_written(tmp_path: Path, capsys: pytest.Ca
         predict_video(Centre(), "x", tmp_path / "broken.mp4", Boxes([]), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert main(["predict", "demo", str(tmp_path / "broken.mp4"), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("distill: error: video ")
+    assert capsys.readouterr().err.startswith("distill: error: video ")
     (tmp_path / "taken").write_text("a file")
-    with pytest.raises(OSError, match="taken"):
+    with pytest.raises(ConfigurationError, match="below is a file or lies below one, and a folder is to be written; choose another --out"):
         predict_video(Centre(), "x", write_video(tmp_path / "clip.avi"), Boxes([]), tmp_path / "taken" / "below")
+
+
+def test_a_video_that_was_cut_off_is_answered_up_to_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from distill.commands.predict_video import show_videos
+    from distill.video import predict_video
+
+    whole = write_video(tmp_path / "whole.avi", 40)
+    cut = tmp_path / "cut.avi"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    result = predict_video(Centre(), "x", cut, Boxes([Found((0, 0, 16, 16), 1)]), tmp_path / "out", overlays=False)
+    assert 0 < result.frames < 40
+    assert result.missing == 40 - result.frames
+    assert len(result.answers.read_text().splitlines()) == result.frames
+    show_videos([result])
+    printed = capsys.readouterr()
+    assert f"claims {40 - result.frames} frames more, which cannot be decoded" in printed.err
+    assert f"{result.frames} frames, 1 person, {result.frames} answers" in printed.out
 
 
 def test_nobody_in_a_video(tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ def run(options: argparse.Namespace) -> int:
     from distill.errors import ConfigurationError
     from distill.predicting import load_gaze, predict
     from distill.video import is_video
+    from distill.workshop import refuse_unwritable
 
     if options.heads and options.detector:
         raise ConfigurationError("--heads gives the boxes and --detector looks for them; leave one of the two out")
@@ -76,10 +77,11 @@ def run(options: argparse.Namespace) -> int:
     stills = [path for path in options.pictures if not is_video(path)]
     if videos and options.heads and not stills:
         raise ConfigurationError(f"--heads gives boxes for pictures, and {videos[0]} is a video, in which heads are looked for; leave --heads out")
+    refuse_unwritable(options.out)
     began = time.perf_counter()
-    subjects, heads = _subjects(options, stills) if stills else (None, "")
+    subjects, heads, found = _subjects(options, stills) if stills else (None, "", False)
     if subjects is not None:
-        _warn(subjects)
+        _warn(subjects, f"in which {heads} found no head" if found else "without a row in the heads file")
     model, name = load_gaze(options.model, options.device)
     facts: dict[str, Any] = {}
     prediction = None
@@ -100,8 +102,8 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _subjects(options: argparse.Namespace, stills: list[Path]) -> tuple[Subjects, str]:
-    """Whom to predict in the pictures, and where their boxes are from: the heads file's path or the detector's name."""
+def _subjects(options: argparse.Namespace, stills: list[Path]) -> tuple[Subjects, str, bool]:
+    """Whom to predict in the pictures, where their boxes are from (the heads file's path or the detector's name), and whether they were found."""
     from distill.console import progress, say
     from distill.detecting import CASCADES, find_heads, open_detector
     from distill.subjects import find_heads_file, gather, given_pictures, heads_file_beside
@@ -113,9 +115,9 @@ def _subjects(options: argparse.Namespace, stills: list[Path]) -> tuple[Subjects
         if not options.detector:
             say("no heads file is given or lies beside the pictures: heads are looked for by OpenCV's face cascades")
         with progress("Finding heads", total=len(pictures), unit="pictures") as bar:
-            return find_heads(pictures, detector, skip_unreadable=skip, advance=bar.update), detector.name
+            return find_heads(pictures, detector, skip_unreadable=skip, advance=bar.update), detector.name, True
     heads = find_heads_file(options.heads, stills)
-    return gather(pictures, heads, root=root, skip_unreadable=skip), str(heads)
+    return gather(pictures, heads, root=root, skip_unreadable=skip), str(heads), False
 
 
 def _seconds(text: str) -> float:
@@ -132,7 +134,7 @@ def _count(text: str) -> int:
     return value
 
 
-def _warn(subjects: Subjects) -> None:
+def _warn(subjects: Subjects, without: str) -> None:
     from distill.console import warn
 
     for finding in subjects.findings:
@@ -142,7 +144,7 @@ def _warn(subjects: Subjects) -> None:
     if subjects.ignored:
         warn(f"rows of the heads file for pictures that were not given are ignored: {subjects.ignored}")
     if subjects.without:
-        warn(f"pictures without a row in the heads file have no answer: {len(subjects.without)} (first: {subjects.without[0]})")
+        warn(f"pictures {without} have no answer: {len(subjects.without)} (first: {subjects.without[0]})")
 
 
 def _summary(prediction: Prediction, subjects: Subjects, name: str, heads: str, seconds: float) -> dict[str, Any]:
@@ -158,7 +160,7 @@ def _summary(prediction: Prediction, subjects: Subjects, name: str, heads: str, 
 
 
 def _show(prediction: Prediction, subjects: Subjects) -> None:
-    from distill.console import print_result, table
+    from distill.console import counted, print_result, table
 
     rows = [
         [
@@ -168,10 +170,12 @@ def _show(prediction: Prediction, subjects: Subjects) -> None:
         for line in prediction.people[:SHOWN]
     ]
     count = len(prediction.people)
-    title = f"Where {count} people in {len(subjects.scenes)} pictures look" + (f" (the first {SHOWN})" if count > SHOWN else "")
+    people, pictures = counted(count, "person", "people"), counted(len(subjects.scenes), "picture")
+    title = f"Where {people} in {pictures} {'looks' if count == 1 else 'look'}" + (f" (the first {SHOWN})" if count > SHOWN else "")
     print_result(table(title, ["image", "person", "point, pixels", "in the picture"], rows, left=2))
     for path in (prediction.answers, prediction.heatmaps):
         if path is not None:
             print_result(str(path))
     if prediction.overlays:
-        print_result(f"{len(prediction.overlays)} overlays in {prediction.answers.parent}, e.g. {prediction.overlays[0]}")
+        example = f", e.g. {prediction.overlays[0]}" if len(prediction.overlays) > 1 else f": {prediction.overlays[0].name}"
+        print_result(f"{counted(len(prediction.overlays), 'overlay')} in {prediction.answers.parent}{example}")

@@ -41,11 +41,14 @@ def run_videos(options: argparse.Namespace, videos: list[Path], model: GazeFunct
 
 def show_videos(results: list[VideoPrediction]) -> None:
     """A line a video, and where its files are."""
-    from distill.console import print_result, warn
+    from distill.console import counted, print_result, warn
 
     for result in results:
-        print_result(f"{result.video.name}: {result.frames} frames, {result.people} people, {result.lines} answers in {result.answers}")
+        amount = f"{counted(result.frames, 'frame')}, {counted(result.people, 'person', 'people')}, {counted(result.lines, 'answer')}"
+        print_result(f"{result.video.name}: {amount} in {result.answers}")
         if result.overlay is not None:
             print_result(str(result.overlay))
+        if result.missing:
+            warn(f"{result.video} claims {counted(result.missing, 'frame')} more, which cannot be decoded: it is answered up to there")
         if not result.people:
             warn(f"no head was found in {result.video}; a detector of your own may find them: --detector FILE.onnx")
