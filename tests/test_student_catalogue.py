@@ -63,7 +63,7 @@ def test_a_backbone_without_a_map_is_refused_by_name(capsys: pytest.CaptureFixtu
 def test_the_list_counts_operations(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["students", "list", "hgnet_atto", "lite0_small", "--json"]) == 0
     query, gazelle = json.loads(capsys.readouterr().out)
-    assert query["name"] == "hgnet_atto" and query["decoder"] == "query, 1 + 2 layers of 128"
+    assert query["name"] == "hgnet_atto" and query["decoder"] == "query 1+2x128"
     assert query["gflop"] > 0 and query["gflop_further"] < 0.03 * query["gflop"]
     assert gazelle["gflop_further"] > 0.1 * gazelle["gflop"]
 

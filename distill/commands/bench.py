@@ -12,7 +12,13 @@ EPILOG = """\
 examples:
   distill bench synth                    scenes a second on one core, JPEG encoding included (bar: 20)
   distill bench synth --scenes 200 --json
+  distill bench readers                  rows of published annotation files (bar: 3 s for GazeFollow's 125,000)
   distill bench teacher                  forward passes a second, and what a cache build adds (bar: a tenth)
+  distill bench cache --quick            building, opening and reading caches
+  distill bench train --quick            a step from the cache against one with the teacher in it
+  distill bench metrics --quick          GazeFollow's AUC against scikit-learn's (bar: 40 times), a whole split (20 s)
+  distill bench decoders                 query against gazelle decoder, by number of people (bars: 1.8 and 6 times)
+  distill bench export runs/demo         formats x precisions x people: ms, MB, memory, accuracy
 """
 
 

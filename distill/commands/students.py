@@ -55,18 +55,18 @@ def run_list(options: argparse.Namespace) -> int:
         return 0
     rows = [
         [
-            row["name"], row["backbone"], row["decoder"], "x".join(map(str, row["input_size"])),
-            f"{row['parameters'] / 1e6:.2f} M", f"{row['backbone_parameters'] / 1e6:.2f} M", f"{row['megabytes']:.1f}",
+            row["name"], row["backbone"], row["decoder"], "x".join(map(str, row["input_size"])), f"{row['parameters'] / 1e6:.2f} M",
             f"{row['gflop']:.2f}", f"{row['gflop_further']:.3f}",
             *([f"{row['ms']:.1f}", f"{row['ms_further']:.2f}"] if options.measure else []),
         ]
         for row in facts
     ]
-    columns = ["student", "backbone", "decoder", "input", "parameters", "of backbone", "MB (float32)", "GFLOP", "each further"]
-    title = "Students (input: height x width; GFLOP: one picture, one person)"
+    # Narrow enough for a terminal of 100 columns; what is left out here is in --json.
+    columns = ["student", "backbone", "decoder", "input", "params", "GFLOP", "+ 1"]
+    title = "Students. Decoder: layers x width. Input: height x width. GFLOP: one picture with one person; + 1: each further person"
     if options.measure:
-        columns += ["ms", "each further"]
-        title += f"; ms: ONNX Runtime {facts[0]['timing']['onnxruntime']}, {options.threads} threads, random weights, load {facts[0]['timing']['load']}"
+        columns += ["ms", "+ 1"]
+        title += f". ms: ONNX Runtime {facts[0]['timing']['onnxruntime']}, {options.threads} threads, random weights, load {facts[0]['timing']['load']}"
     print_result(table(title, columns, rows, left=3))
     return 0
 
@@ -89,13 +89,13 @@ def student_facts(names: list[str] | None = None) -> list[dict[str, Any]]:
             model = build_student(config).eval()
         work = work_of(model)
         parameters = parameter_count(model)
-        layers = f"{config.layers} layers of {config.dim}"
-        if config.decoder == "query":
-            layers = f"{config.scene_layers} + {layers}"
+        layers = f"{config.layers}x{config.dim}"
+        if config.decoder == "query":  # over the scene, then over the people
+            layers = f"{config.scene_layers}+{layers}"
         facts.append(
             {
                 "name": name, "backbone": config.backbone, "levels": list(config.levels),
-                "decoder": f"{config.decoder}, {layers}", "input_size": list(config.input_size),
+                "decoder": f"{config.decoder} {layers}", "input_size": list(config.input_size),
                 "heatmap_size": list(config.heatmap_size), "inout": config.inout, "parameters": parameters,
                 "backbone_parameters": parameter_count(model.backbone), "decoder_parameters": parameter_count(model.decoder),
                 "megabytes": 4 * parameters / 1e6,
