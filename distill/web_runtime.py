@@ -75,7 +75,7 @@ def open_runtime(given: Path | None = None, *, say: Callable[[str], None] = lamb
 
             return _read(given, member, checked=_integrity(given) == INTEGRITY)
     except (tarfile.TarError, EOFError) as error:
-        raise ConfigurationError(f"{given} is no package of npm ({error}); {MEND}") from None
+        raise ConfigurationError(f"{given} is no package of npm ({str(error).partition(':')[0]}); {MEND}") from None
 
 
 def fetch(path: Path) -> None:

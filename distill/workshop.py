@@ -15,10 +15,10 @@ from distill.errors import ConfigurationError
 def workshop(out: Path) -> Iterator[Path]:
     """A temporary folder inside ``out``, from where finished files are moved to ``out`` by renaming.
 
-    ``out`` is made where it is absent. Afterwards the temporary folder is gone, with what was left in it, and ``out`` too if it was made here and
-    nothing lies in it. Raises :class:`ConfigurationError` for a folder that cannot be made or written to.
+    ``out`` is made where it is absent. Afterwards the temporary folder is gone, with what was left in it, and so is every folder that was made here
+    and in which nothing lies. Raises :class:`ConfigurationError` for a folder that cannot be made or written to.
     """
-    new = not out.exists()
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
         bench = Path(tempfile.mkdtemp(prefix=".workshop.", dir=out))
@@ -30,8 +30,10 @@ def workshop(out: Path) -> Iterator[Path]:
         yield bench
     finally:
         shutil.rmtree(bench, ignore_errors=True)
-        if new and not any(out.iterdir()):
-            out.rmdir()
+        for folder in made:
+            if any(folder.iterdir()):
+                break
+            folder.rmdir()
 
 
 def refuse_unwritable(out: Path) -> None:

@@ -82,8 +82,10 @@ def _tried(config: ModelConfig) -> None:
             backbone: Backbone = build_backbone(config.backbone, config.input_size, config.levels, config.stride)
             found = tuple(backbone.eval()(torch.zeros(1, 3, *config.input_size)).shape)
             discover_stages(backbone)
-    except (WeightsError, StageError):
+    except WeightsError:
         raise
+    except StageError as error:
+        raise WeightsError(f"timm:{config.backbone} cannot be opened block by block: {error}") from None
     except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError) as error:
         raise _refusal(config.backbone, str(error).splitlines()[0][:120] if str(error) else type(error).__name__) from None
     promised = (1, backbone.channels, *backbone.grid)

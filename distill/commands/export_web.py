@@ -21,11 +21,13 @@ def export_web(options: argparse.Namespace) -> int:
     from distill.exporting import student_directory
     from distill.web_export import refuse_strangers, write_web_folder
     from distill.web_runtime import open_runtime
+    from distill.workshop import refuse_unwritable
 
     # What can be wrong is looked at before the minutes of the export.
     student_directory(options.run_dir)
     out: Path = options.out or options.run_dir / "exports" / "web"
     refuse_strangers(out)
+    refuse_unwritable(out.parent)
     runtime = open_runtime(options.ort_web, say=say)
     if not runtime.checked:
         say(f"onnxruntime-web {runtime.version} is taken as given: its digest is not one that this version of distill knows")
