@@ -49,7 +49,7 @@ def test_a_student_of_any_backbone() -> None:
 def test_a_backbone_without_a_map_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(WeightsError, match=r"timm:crossvit_tiny_240 yields no feature map .*strides 12, 17, none of them 16.*choose a convolutional network"):
         student_config("timm:crossvit_tiny_240")
-    with pytest.raises(WeightsError, match="timm:coat_tiny cannot be opened block by block: .*yields no stages"):
+    with pytest.raises(WeightsError, match=r"timm:coat_tiny cannot be opened block by block: .*yields no stages"):
         student_config("timm:coat_tiny")
     with pytest.raises(UnknownModelError, match="unknown backbone 'resnet81'"):
         student_config("timm:resnet81")

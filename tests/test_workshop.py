@@ -11,17 +11,23 @@ from distill.errors import ConfigurationError
 from distill.workshop import refuse_unwritable, workshop
 
 
-def test_what_was_made_for_nothing_goes_again(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="stop"), workshop(tmp_path / "a" / "b") as bench:
+def spoil(out: Path) -> None:
+    with workshop(out) as bench:
         (bench / "half.txt").write_text("half")
         raise ValueError("stop")
+
+
+def test_what_was_made_for_nothing_goes_again(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="stop"):
+        spoil(tmp_path / "a" / "b")
     assert list(tmp_path.iterdir()) == []
     with workshop(tmp_path / "a" / "b") as bench:
         (bench / "whole.txt").write_text("whole")
         (bench / "whole.txt").rename(tmp_path / "a" / "b" / "whole.txt")
     assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["whole.txt"]
-    with pytest.raises(ValueError, match="stop"), workshop(tmp_path / "a" / "b"):
-        raise ValueError("stop")
+    with pytest.raises(ValueError, match="stop"):
+        spoil(tmp_path / "a" / "b")
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["whole.txt"]
     assert (tmp_path / "a" / "b" / "whole.txt").read_text() == "whole"
 
 
