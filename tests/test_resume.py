@@ -19,7 +19,7 @@ from training_world import TINY, World, cache_arguments, make_world, store_teach
 
 from distill.cli import main
 from distill.configuration import config_from_sections
-from distill.training import resumed_student
+from distill.student_start import resumed_student
 from students.catalogue import STUDENTS
 from students.checkpoint import checkpoints, newest_intact, read_checkpoint_file
 from students.errors import RunError
@@ -320,7 +320,7 @@ def test_a_resumption_loads_no_pretrained_weights(run: Path, finished: Path, mon
     described["facts"]["backbone_weights"] = {"source": "weights that were there once"}
     (run / "config.json").write_text(json.dumps(described))
     cut(checkpoints(run)[0])
-    monkeypatch.setattr("distill.training.load_pretrained_backbone", lambda *_: pytest.fail("the checkpoint holds every weight"))
+    monkeypatch.setattr("distill.student_start.load_pretrained_backbone", lambda *_: pytest.fail("the checkpoint holds every weight"))
     assert main(["train", "--resume", str(run)]) == 0
     assert_same_run(finished, run)
     config = config_from_sections({name: described[name] for name in described if name != "facts"}, "config.json")
