@@ -243,15 +243,19 @@ class Run:
             _write_json(self.path / "plan.json", {**self.plan.to_json(), "events": self._events()})
 
     def _keep_overrides(self) -> None:
-        """What was overridden on this resumption holds for the next one too; name and place stay as the run was started with."""
+        """What was overridden on this resumption holds for the next one too; name and place stay as the run was started with.
+
+        So do the facts of how it began; by what the best student is chosen, and on how many scenes, is what is in force now.
+        """
         if not self.accelerator.is_main_process:
             return
         saved = json.loads((self.path / "config.json").read_text())
         facts = saved.pop("facts", {})
         mine = self.config.to_json()
         mine["run"] |= {key: saved["run"][key] for key in ("name", "runs")}
-        if mine != saved:
-            self._write(mine, facts)
+        facts_now = {**facts, **{name: self.facts[name] for name in ("selection", "scenes")}}
+        if mine != saved or facts_now != facts:
+            self._write(mine, facts_now)
         elif self.plan.holds:
             self._write_plan()  # that on the disk may have holds of steps that were lost
 
