@@ -8,10 +8,11 @@ from html import escape
 from typing import Any
 
 from distill.plan_picture import draw, drawable, svg
-from distill.report.chart import Chart, figure
-from distill.report.curves import around_thaws, marks, plan_charts, training_charts
-from distill.report.markup import empty, number_cell, table
+from distill.report.chart import Chart, Mark, figure
+from distill.report.curves import around_thaws, marks, plan_charts, spike_marks, stage_norms, training_charts
+from distill.report.markup import empty, number_cell, plain, table
 from distill.report.records import RunRecord, number
+from distill.report.strip import strip_figure
 
 
 def training(run: RunRecord) -> str:
@@ -20,18 +21,40 @@ def training(run: RunRecord) -> str:
         return empty(
             "No metrics were recorded yet; they appear while this run trains:", run.directory, "train --resume"
         )
-    events = marks(run)
+    events, spikes = marks(run), spike_marks(run)
     legend = (
         '<p class="soft legend">Where stages open. The label is the block, and how many stages came with it.</p>'
         if events
         else ""
     )
+    if spikes:
+        legend += '<p class="soft legend spiked">Where the loss spiked after a thaw; what to do is said below the curves.</p>'
     without = (
         ""
         if _has(charts, "Distillation terms")
         else "<p>This run trained without a teacher: no distillation loss was recorded.</p>"
     )
-    return legend + without + _charts(run, charts, "c") + _validation_table(run)
+    strips = strip_figure(stage_norms(run), [*events, *spikes], run.length, "g")
+    return legend + without + _charts(charts, [*events, *spikes], run.length, "c") + strips + _spikes(run) + _validation_table(run)
+
+
+def _spikes(run: RunRecord) -> str:
+    """Each spike with what it was, what was held for it, and the advice that the trainer gave."""
+    lines = []
+    for record in run.spikes:
+        loss, before = number(record, "loss"), number(record, "before")
+        ratio = f"{loss / before:.3g}× the {before:.4g} before" if loss is not None and before else "n/a"
+        following = number(record, "next_thaw")
+        due = "none is left" if following is None else f"due at epoch {following:g}"
+        cells = (
+            f"<td>{int(record['step'])}</td><td>{escape(plain(record.get('thaw_epoch')))}</td><td>{number_cell(loss, 3)}</td><td>{escape(ratio)}</td>"
+            f'<td class="text">{"held, " if record.get("held") else ""}{due}</td><td class="text wrap">{escape(str(record.get("advice", "")))}</td>'
+        )
+        lines.append(f'<tr><th scope="row">{run.place(record):.4g}</th>{cells}</tr>')
+    if not lines:
+        return ""
+    heads = ["Epochs", "Step", "Thaw of epoch", "Loss", "Ratio", "Next thaw", "Advice"]
+    return table("", "Spikes: steps soon after a thaw whose loss was far above the mean before it (--spike-factor).", heads, lines, text=(0, 5, 6))
 
 
 def _validation_table(run: RunRecord) -> str:
@@ -64,7 +87,7 @@ def schedule(run: RunRecord) -> str:
         )
     said = "".join(f"<p>{escape(str(text))}</p>" for text in _texts(run.plan, "messages"))
     warned = "".join(f'<p class="note" role="note">{escape(str(text))}</p>' for text in _texts(run.plan, "warnings"))
-    return said + warned + _plan_picture(run) + _charts(run, plan_charts(run), "p") + _thaw_table(run)
+    return said + warned + _plan_picture(run) + _charts(plan_charts(run), marks(run), run.length, "p") + _thaw_table(run)
 
 
 def _plan_picture(run: RunRecord) -> str:
@@ -91,16 +114,21 @@ def _thaw_table(run: RunRecord) -> str:
             f'<tr><th scope="row">{opening.epoch}{state}</th>'
             f'<td class="text wrap">{escape(", ".join(opening.opened))}</td>'
             + "".join(f"<td>{cell}</td>" for cell in cells)
-            + "</tr>"
+            + f"<td>{_spiked(row.spike)}</td></tr>"
         )
-    heads = ["Epoch", "Opened", "Thaw time", "Weight", "Loss before", "Loss after", "Top gradient norm"]
+    heads = ["Epoch", "Opened", "Thaw time", "Weight", "Loss before", "Loss after", "Top gradient norm", "Spike"]
     note = "Thaw events. Losses are means over the epoch before and the epoch after; the norm is the greatest after."
     return table("", note, heads, lines, text=(0, 1))
 
 
-def _charts(run: RunRecord, charts: Sequence[Chart], prefix: str) -> str:
-    events = marks(run)
-    figures = "".join(figure(chart, events, run.length, f"{prefix}{i}") for i, chart in enumerate(charts))
+def _spiked(spike: Mapping[str, Any] | None) -> str:
+    if spike is None:
+        return '<span class="soft">none</span>'
+    return f'<span class="bad">step {int(spike["step"])}{", next thaw held" if spike.get("held") else ""}</span>'
+
+
+def _charts(charts: Sequence[Chart], events: Sequence[Mark], length: float, prefix: str) -> str:
+    figures = "".join(figure(chart, events, length, f"{prefix}{i}") for i, chart in enumerate(charts))
     kind = "charts pairs" if len(charts) in (2, 4) else "charts"
     return f'<div class="{kind}">{figures}</div>' if figures else ""
 
