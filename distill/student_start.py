@@ -36,6 +36,11 @@ def initial_student(config: RunConfig) -> tuple[GazeModel, dict[str, Any]]:
     if config.backbone_from:
         return model, {"backbone_weights": take_backbone(model, load_model_teacher(config.backbone_from))}
     file = Path(config.backbone_weights) if config.backbone_weights else None
+    if file is not None and not file.is_file():
+        raise ConfigurationError(
+            f"backbone_weights is {file}, and there is no such file; make it as the run file's comments say or give another with "
+            "--backbone-weights FILE, or start from noise with --backbone-weights '' --random-backbone"
+        )
     return model, {"backbone_weights": load_pretrained_backbone(model, file)}
 
 

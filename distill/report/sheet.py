@@ -84,7 +84,7 @@ svg { display: block; width: 100%; height: auto; touch-action: pan-y; }
 line.thaw { stroke: var(--thaw); stroke-dasharray: 3 3; opacity: .6; } line.planned { opacity: .3; }
 text.thaw { fill: var(--thaw); font-size: 9.5px; } text.planned { opacity: .65; }
 line.spike { stroke: var(--spike); stroke-width: 1.2; } path.spike { fill: var(--spike); }
-.spiked::before { border-left-style: solid; border-left-color: var(--spike); }
+.legend.spiked::before { border-left-style: solid; border-left-color: var(--spike); }
 .strips { background: var(--card); border: 1px solid var(--faint); border-radius: 12px; padding: 14px; margin: 14px 0; break-inside: avoid; }
 .strips figcaption p { color: var(--soft); font-size: .84rem; line-height: 1.4; margin: 2px 0 6px; max-width: none; }
 .shade, .scale i { fill: var(--s0); background: var(--s0); } .row { fill: var(--ink); font-size: 11px; }
