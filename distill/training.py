@@ -28,7 +28,7 @@ from distill.loss_options import loss_weights
 from distill.readers import open_data
 from distill.runlog import RunLog, scores, writing
 from distill.scenes import Scene
-from distill.selection import refuse_test_selection, selection
+from distill.selection import refuse_test_selection, refuse_unmeasurable, selection
 from distill.student_start import initial_student, resumed_student
 from distill.unlabelled import gather, has_labels, refuse_unheard, with_data
 from distill.views import ViewPolicy
@@ -160,6 +160,8 @@ class Run:
             raise ConfigurationError(
                 f"best_metric is {wanted}, which is measured on unlabelled scenes, and there are none; choose one of {', '.join(METRICS)}"
             )
+        if self.validation:
+            refuse_unmeasurable(wanted, self.validation, f"{self.config.val_data or self.config.data} {self.config.val_split}", inout=self.model.has_inout)
         if self.validation or wanted in AGREEMENT:
             return wanted
         if held_out:

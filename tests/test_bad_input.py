@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures import train_row, write_folder
+from fixtures import train_row, write_folder, write_gazefollow
 from training_world import TINY, World, cache_arguments, make_trainer, make_world, store_teacher
 
 from distill.cli import main
@@ -239,6 +239,19 @@ def test_choosing_the_best_student_on_the_test_split_is_said(world: World, tmp_p
 def test_a_distillation_weight_without_a_teacher(world: World, refused: Refusals, tmp_path: Path) -> None:
     assert "give --cache PATH, or --distill-weight 0" in refused(*world.arguments(tmp_path / "run", cache=None))
     assert "no data set is given: set data in [data], or --data PATH" in refused("train", "--epochs", "1", "--name", "run", "--runs", tmp_path)
+
+
+def test_labels_without_a_gaze_point_and_no_teacher(world: World, refused: Refusals, tmp_path: Path) -> None:
+    file = world.data / ANNOTATIONS
+    rows = [line.split(",") for line in file.read_text().splitlines()]
+    file.write_text("".join(",".join([*row[:8], "-1", "-1", *row[10:14], "0", *row[15:]]) + "\n" for row in rows))
+    silent = {"cache": None, "distill_weight": 0}
+    error = refused(*world.arguments(tmp_path / "run", **silent))
+    assert "best_metric is avg_l2, and no head of" in error and "has a gaze point in the frame" in error
+    # Validated on scenes that have points, there is still nothing to learn where people look from.
+    judged = write_gazefollow(tmp_path / "judged", 6)
+    error = refused(*world.arguments(tmp_path / "run", **silent, val_data=judged))
+    assert f"no head of {world.data} has a gaze label and distill_weight is 0: there is nothing to learn from" in error
 
 
 def test_a_directory_that_holds_a_run_or_something_else(world: World, refused: Refusals, trained: Path, tmp_path: Path) -> None:
