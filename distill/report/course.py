@@ -39,22 +39,24 @@ def training(run: RunRecord) -> str:
 
 
 def _spikes(run: RunRecord) -> str:
-    """Each spike with what it was, what was held for it, and the advice that the trainer gave."""
+    """Each spike with what it was and what was held for it, then the advice that the trainer gave, each once."""
     lines = []
     for record in run.spikes:
         loss, before = number(record, "loss"), number(record, "before")
-        ratio = f"{loss / before:.3g}× the {before:.4g} before" if loss is not None and before else "n/a"
+        ratio = f"{loss / before:.3g}×" if loss is not None and before else "n/a"
         following = number(record, "next_thaw")
         due = "none is left" if following is None else f"due at epoch {following:g}"
         cells = (
-            f"<td>{int(record['step'])}</td><td>{escape(plain(record.get('thaw_epoch')))}</td><td>{number_cell(loss, 3)}</td><td>{escape(ratio)}</td>"
-            f'<td class="text">{"held, " if record.get("held") else ""}{due}</td><td class="text wrap">{escape(str(record.get("advice", "")))}</td>'
+            f"<td>{int(record['step'])}</td><td>{escape(plain(record.get('thaw_epoch')))}</td><td>{number_cell(before, 3)}</td>"
+            f'<td>{number_cell(loss, 3)}</td><td>{ratio}</td><td class="text">{"held, " if record.get("held") else ""}{due}</td>'
         )
         lines.append(f'<tr><th scope="row">{run.place(record):.4g}</th>{cells}</tr>')
     if not lines:
         return ""
-    heads = ["Epochs", "Step", "Thaw of epoch", "Loss", "Ratio", "Next thaw", "Advice"]
-    return table("", "Spikes: steps soon after a thaw whose loss was far above the mean before it (--spike-factor).", heads, lines, text=(0, 5, 6))
+    heads = ["Epochs", "Step", "Thaw of epoch", "Mean loss before", "Loss", "Ratio", "Next thaw"]
+    shown = table("", "Spikes: steps soon after a thaw whose loss was far above the mean before it (--spike-factor).", heads, lines, text=(0, 6))
+    advice = dict.fromkeys(str(record["advice"]) for record in run.spikes if record.get("advice"))
+    return shown + "".join(f'<p class="note" role="note">{escape(text[:1].upper() + text[1:])}.</p>' for text in advice)
 
 
 def _validation_table(run: RunRecord) -> str:

@@ -151,8 +151,8 @@ def stage_norms(run: RunRecord) -> Strips:
                 rows.setdefault(str(stage), []).append((run.place(record), value))
     return Strips(
         "Gradient norm by stage",
-        "Before clipping; the head on top, then the stages in the order in which they open, the stem last. Darker is greater, on a logarithmic scale; "
-        "empty is closed. A stage that stays much darker than the others asks for a lower --backbone-lr.",
+        "Before clipping; the head on top, then the stages in the order in which they open, the stem last. A stronger colour is a greater norm, on a "
+        "logarithmic scale; empty is closed. A stage that stays far above the others asks for a lower --backbone-lr.",
         rows,
     )
 

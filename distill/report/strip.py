@@ -1,4 +1,4 @@
-"""A strip for each of many rows over the epochs of a run, darker where the value is greater: what would be too many lines for a chart."""
+"""A strip for each of many rows over the epochs of a run, of a stronger colour where the value is greater: what would be too many lines for a chart."""
 
 from __future__ import annotations
 
