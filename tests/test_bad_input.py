@@ -228,6 +228,20 @@ def test_a_cache_of_other_scenes_or_a_damaged_one(world: World, refused: Refusal
     assert shard.name in refused(*world.arguments(tmp_path / "run"), new="run/")
 
 
+def test_a_cache_that_lacks_some_of_the_training_scenes(world: World, refused: Refusals, tmp_path: Path) -> None:
+    with (world.data / ANNOTATIONS).open("a") as file:
+        for number in range(90, 96):
+            picture = world.data / FIRST.replace("00000000.jpg", f"000000{number}.jpg")
+            shutil.copy(world.data / FIRST, picture)
+            file.write(train_row(str(picture.relative_to(world.data)), number, (6.0, 8.0, 22.0, 26.0), (0.5, 0.5), 1) + "\n")
+    run = tmp_path / "run"
+    error = refused(*world.arguments(run))
+    assert f"cache {world.cache} lacks 2 views of " in error and "training scenes (first: train/00000000/0000009" in error
+    assert f"--out {world.cache}" in error and not run.exists()
+    # The command that it names adds them.
+    assert main(cache_arguments(world)) == 0 and main(world.arguments(run, epochs=1, limit_steps=1)) == 0
+
+
 def test_choosing_the_best_student_on_the_test_split_is_said(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for split, said in (("val", 0), ("test", 1)):
         allowed = ["--allow-test-selection"] if said else []
