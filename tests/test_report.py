@@ -8,8 +8,6 @@ import re
 import subprocess
 import sys
 from argparse import ArgumentParser
-from collections.abc import Iterable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -27,72 +25,16 @@ from distill.report import (
     load_gallery,
     save_gallery,
     save_rows,
-    write_report,
 )
 from distill.report.curves import around_thaws
 from distill.report.errors import ReportError
 from distill.report.records import read_lines, read_run
-
-EVIL = "<script>alert('x')</script>"
-
-
-def step(number: int, per_epoch: int = 4, **values: Any) -> dict[str, Any]:
-    """A step record as the trainer writes it: ``step`` counts the steps done."""
-    base = {
-        "kind": "step",
-        "step": number,
-        "epoch": (number - 1) // per_epoch,
-        "loss": 8.0 / number,
-        "heatmap": 0.5 / number,
-    }
-    return (
-        base | {"inout": 0.3, "kd_heatmap": 2.0, "kd_inout": 0.1, "grad_norm": float(number), "lr_head": 1e-3} | values
-    )
-
-
-def validation(epoch: int, per_epoch: int = 4, **values: Any) -> dict[str, Any]:
-    base = {
-        "kind": "validation",
-        "step": (epoch + 1) * per_epoch,
-        "epoch": epoch,
-        "auc": 0.8,
-        "min_l2": 0.1,
-        "ap": None,
-    }
-    return base | {"avg_l2": 0.3 / (epoch + 1)} | values
-
-
-def thaw(epoch: int, *opened: str, per_epoch: int = 4) -> dict[str, Any]:
-    return {"kind": "thaw", "step": epoch * per_epoch, "epoch": epoch, "opened": list(opened)}
-
-
-def plan(epochs: int = 5, blocks: int = 3) -> dict[str, Any]:
-    lines = [
-        {"epoch": e, "open_blocks": min(blocks, e + 1), "thaw_time": e / 2, "distill_weight": 1.0, "temperature": 2.0}
-        for e in range(epochs)
-    ]
-    events = [{"epoch": 0, "stages": [0]}, {"epoch": 1, "stages": [1]}, {"epoch": 4, "stages": [2, 3]}]
-    said = {"messages": ["One block every epoch."], "warnings": [f"Beyond the run {EVIL}"]}
-    return {"blocks": blocks, "epochs": lines, "thaw_events": events, "config": {"epochs": len(lines), "steps_per_epoch": 4}, **said}
-
-
-def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(r) + "\n" for r in records))
-    return path
+from tests.report_world import EVIL, Page, html, make_run, plan, step, thaw, validation, write_lines
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """Two of five epochs, four steps each."""
-    folder = tmp_path / "demo"
-    folder.mkdir()
-    records = [{"kind": "start", "step": 0, "steps_per_epoch": 4}, thaw(0, "blocks.2"), *(step(n) for n in range(1, 5))]
-    records += [{"kind": "epoch", "step": 4, "epoch": 0, "loss": 1.0, "images_per_s": 50.0}, validation(0)]
-    records += [thaw(1, "blocks.1"), *(step(n) for n in range(5, 9)), validation(1)]
-    write_lines(folder / "metrics.jsonl", records)
-    (folder / "config.json").write_text(json.dumps({"train": {"batch": 8, "note": EVIL}, "seed": 0}))
-    (folder / "plan.json").write_text(json.dumps(plan()))
-    return folder
+    return make_run(tmp_path / "demo")
 
 
 def picture(colour: str = "red", width: int = 32) -> Image.Image:
@@ -116,33 +58,6 @@ def full_facts(run: Path) -> ReportFacts:
     (exports / "student.json").write_text(json.dumps({"format": "onnx", "parity": {"max_point_shift": 0.0}}))
     save_gallery(run, [GalleryItem(f"a.jpg {EVIL}", picture(), picture("blue"), picture("green"), 0.1, 0.25)])
     return gather_facts(run)
-
-
-class Page(HTMLParser):
-    """Checks that tags are balanced and collects them."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "br", "line", "circle"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
-def html(run: Path, facts: ReportFacts | None = None) -> str:
-    return write_report(run, run / "report.html", facts or ReportFacts()).read_text(encoding="utf-8")
 
 
 # What is read
@@ -226,55 +141,6 @@ def test_losses_around_a_thaw(run: Path) -> None:
     assert second.after == pytest.approx((8 / 5 + 8 / 6 + 8 / 7 + 1) / 4)
     assert (second.thaw_time, second.weight, second.grad_norm) == (0.5, 1.0, 8.0)
     assert third.before is None and third.grad_norm is None and third.opening.planned
-
-
-def told_of_everything(run: Path) -> None:
-    """Adds what a run with several kinds of distillation, reliability and a watch over its thaws records."""
-    kinds = {"kd_kl": 1.5, "kd_dist": 0.25, "kd_mse": 0.0, "reliability": 0.75, "target_mass": 0.5, "weighted_heatmap": 0.5, "weighted_kd_heatmap": 2.0}
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    for record in records:
-        if record["kind"] == "step":
-            opened = {"head": 3.0, "blocks.2": 0.5, **({"blocks.1": 0.25} if record["epoch"] else {})}
-            record |= kinds | {"grad_norms": opened}
-    spike = {"kind": "spike", "step": 6, "epoch": 1, "thaw_epoch": 1, "loss": 9.0, "before": 3.0, "factor": 2.0, "held": True, "next_thaw": 5}
-    write_lines(run / "metrics.jsonl", [*records[:-2], spike | {"advice": f"lower --backbone-lr {EVIL}"}, *records[-2:]])
-
-
-def test_every_term_reliability_and_the_gradient_of_every_stage_are_shown(run: Path) -> None:
-    before = html(run)
-    assert "correlation (DIST)" not in before and "Gradient norm by stage" not in before and "heatmap <b>2</b>" in before
-    told_of_everything(run)
-    page = html(run)
-    Page(page)
-    keys = re.findall(r'<span class="key[^>]*><i></i>([^<]*) <b>([^<]*)</b>', page)
-    for key in (("KL", "1.5"), ("correlation (DIST)", "0.25"), ("reliability", "0.75"), ("mass near the peak", "0.5"), ("teacher&#x27;s heatmap", "2")):
-        assert key in keys, key
-    assert "MSE" not in dict(keys), "what is not in use has no line"
-    told = re.search(r'<desc id="g-d">(.*?)</desc>', page)
-    assert told is not None and told.group(1) == (
-        "head: between 3 and 3, 3 at the end. blocks.2: between 0.5 and 0.5, 0.5 at the end. blocks.1: between 0.25 and 0.25, 0.25 at the end."
-    )
-    strip = ElementTree.fromstring(re.search(r'<figure class="strips">.*?(<svg.*?</svg>)', page).group(1))  # type: ignore[union-attr]
-    assert [text.text for text in strip.findall("text") if text.get("class") == "row"] == ["head", "blocks.2", "blocks.1"]
-
-
-def test_a_spike_is_marked_in_every_curve_and_told_with_its_advice(run: Path) -> None:
-    assert "Spikes:" not in html(run) and 'class="spike"' not in html(run)
-    told_of_everything(run)
-    page = html(run)
-    training = page.partition('<section id="training">')[2].partition("</section>")[0]
-    charts = training.count('<figure class="chart"')
-    assert training.count('<line class="spike"') == charts + 1 > 8, "and in the strips"
-    # Step 6 of four an epoch, on an axis of five epochs: 1.5 / 5 of 382 units from x=46.
-    assert training.count('<line class="spike" x1="160.6"') == charts
-    assert "spike at step 6: loss 9 after 3 before the thaw of epoch 1" in training
-    row = re.search(r"Spikes:.*?<tbody>(.*?)</tbody>", training)
-    assert row is not None
-    cells = [re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row.group(1))]
-    assert cells == ["1.5", "6", "1", "3.000", "9.000", "3×", "held, due at epoch 5"]
-    assert training.count('role="note">Lower --backbone-lr &lt;script&gt;') == 1 and page.count("<script>") == 1
-    schedule = page.partition('<section id="thaw">')[2]
-    assert schedule.count("step 6, next thaw held") == 1 and schedule.count('<span class="soft">none</span>') == 2
 
 
 # Facts and gallery
