@@ -14,6 +14,7 @@ import torch
 from distill.configuration import RunConfig
 from distill.errors import ConfigurationError
 from students.catalogue import build_student, stored_student, student_config
+from students.errors import RunError
 from teachers.catalogue import load_model_teacher
 from teachers.model import GazeModel, ModelConfig
 from teachers.model_teacher import ModelTeacher
@@ -46,7 +47,9 @@ def initial_student(config: RunConfig) -> tuple[GazeModel, dict[str, Any]]:
 
 def resumed_student(config: RunConfig, run: Path) -> tuple[GazeModel, dict[str, Any]]:
     """The student of a run that is resumed, its weights still to come from the checkpoint, and where the first ones came from."""
-    facts = json.loads((run / "config.json").read_text())["facts"]
+    facts = json.loads((run / "config.json").read_text()).get("facts")
+    if not isinstance(facts, dict):
+        raise RunError(f"{run / 'config.json'} has no facts of how the run began; restore it, or start the run again under another --name")
     origin = {name: value for name, value in facts.items() if name not in ("run", "lineage")}
     # The run's own record of the architecture, as what the student was started from may be gone by now; unless another is asked for.
     kept = "model" in facts and facts.get("student") == config.student

@@ -308,9 +308,12 @@ def test_a_file_or_a_place_near_a_run_is_answered_with_the_run(run: Path, capsys
     assert "give the directory of a run, such as runs/first" in refused(["train", "--resume", str(elsewhere)], capsys)
 
 
-@pytest.mark.parametrize(("content", "message"), [("{", "cannot be read"), ("[]", "is no configuration of a run"), ("{}", "is no configuration of a run")])
+@pytest.mark.parametrize(("content", "message"), [
+    ("{", "cannot be read"), ("[]", "is no configuration of a run"), ("{}", "is no configuration of a run"), ("", "has no facts"),
+])  # fmt: skip
 def test_a_configuration_that_is_none_is_refused(content: str, message: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (run / "config.json").write_text(content)
+    whole = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(content or json.dumps({name: whole[name] for name in whole if name != "facts"}))
     error = refused(["train", "--resume", str(run)], capsys)
     assert f"{run}/config.json {message}" in error and "start the run again under another --name" in error
 

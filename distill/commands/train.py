@@ -85,9 +85,9 @@ def resumed_config(run_dir: Path, overrides: dict[str, Any], *, override: bool) 
         raise RunError(f"{path} cannot be read ({error.strerror}); mend that, or give the directory of another run") from None
     except ValueError as error:
         raise RunError(f"{path} cannot be read ({error}); start the run again under another --name") from None
-    if not isinstance(sections, dict) or not all(isinstance(sections.get(name), dict) for name in ("run", "facts")):
-        raise RunError(f"{path} is no configuration of a run (without [run] or facts); restore it, or start the run again under another --name")
-    del sections["facts"]
+    if not isinstance(sections, dict) or not isinstance(sections.get("run"), dict):
+        raise RunError(f"{path} is no configuration of a run (it has no section run); restore it, or start the run again under another --name")
+    sections.pop("facts", None)
     # The directory may have been moved since: its place is where it is found.
     sections["run"]["name"], sections["run"]["runs"] = run_dir.resolve().name, str(run_dir.resolve().parent)
     saved = config_from_sections(sections, str(path))
