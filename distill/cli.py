@@ -78,5 +78,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         # One line; spaces stay as they are, for a path or a command in it may hold two in a row.
         message = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
-        print(f"distill: error: {message}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0" or not getattr(error, "everywhere", False):
+            print(f"distill: error: {message}", file=sys.stderr)
         return 2

@@ -213,6 +213,10 @@ def load_run_config(path: Path | None, overrides: Mapping[str, Any]) -> RunConfi
             sections = tomllib.loads(path.read_text())
         except FileNotFoundError:
             raise ConfigurationError(f"run file {path} does not exist; recipes/ holds examples") from None
+        except IsADirectoryError:
+            raise ConfigurationError(f"{path} is a directory, where a run file (TOML) is expected; {_of_a_directory(path)}") from None
+        except OSError as error:
+            raise ConfigurationError(f"run file {path} cannot be read ({error.strerror}); mend that, or copy it elsewhere") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"run file {path} is not valid TOML: {error}") from None
         config_from_sections(sections, str(path))  # the file is judged before anything is laid over it
@@ -221,6 +225,14 @@ def load_run_config(path: Path | None, overrides: Mapping[str, Any]) -> RunConfi
     for name, value in overrides.items():
         sections.setdefault(homes[name], {})[name] = value
     return config_from_sections(sections, "command line")
+
+
+def _of_a_directory(path: Path) -> str:
+    """What somebody who names a directory in place of a run file may have meant."""
+    if (path / "config.json").is_file():
+        return f"it holds a run: its compiled plan is {path}/plan.json, `distill report {path}` draws it, `distill train --resume {path}` goes on with it"
+    files = sorted(path.glob("*.toml"))
+    return f"name one of its run files, such as {files[0]}" if files else "recipes/ holds examples"
 
 
 class Joined(argparse.Action):

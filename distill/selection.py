@@ -7,15 +7,17 @@ split, which is why one is carved (:mod:`distill.splits`). Who wants the literat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from distill.errors import ConfigurationError
+from distill.scenes import IN, OUT, Scene
 
 if TYPE_CHECKING:
     from distill.configuration import RunConfig
 
 TEST = "test"
+DISTANCES = ("avg_l2", "auc", "avg_l2_mean_of", "min_l2")  # metrics of heads whose gaze point is in the frame
 
 
 def refuse_test_selection(config: RunConfig) -> None:
@@ -24,6 +26,27 @@ def refuse_test_selection(config: RunConfig) -> None:
         raise ConfigurationError(
             "val_split is test: the best student would be chosen on the split that it is reported on, and its numbers would flatter; use "
             "--val-split val, or --allow-test-selection, which every later table then says"
+        )
+
+
+def refuse_unmeasurable(metric: str, scenes: Sequence[Scene], where: str, *, inout: bool) -> None:
+    """Raise :class:`ConfigurationError` where ``scenes`` cannot give ``metric``: found out before the first step, not after the first epoch.
+
+    ``inout`` is whether the student tells in from out. What is not measured on the labels of scenes is not judged.
+    """
+    labels = {head.inout for scene in scenes for head in scene.heads}
+    located = any(head.inout == IN and head.points for scene in scenes for head in scene.heads)
+    if metric in DISTANCES and not located:
+        raise ConfigurationError(
+            f"best_metric is {metric}, and no head of {where} ({len(scenes)} scenes) has a gaze point in the frame: choose the best student on other "
+            "scenes (--val-split, --val-data, a larger --val-scenes)" + (", or by --best-metric ap" if inout and {IN, OUT} <= labels else "")
+        )
+    if metric == "ap" and not (inout and {IN, OUT} <= labels):
+        one_kind = f"the heads of {where} ({len(scenes)} scenes) are not some in and some out of the frame"
+        reason = one_kind if inout else "the student has no in/out head"
+        raise ConfigurationError(
+            f"best_metric is ap, and {reason}: choose the best student by {' or '.join(DISTANCES[:2])} (--best-metric)"
+            + (", or on other scenes (--val-split, --val-data, a larger --val-scenes)" if inout else "")
         )
 
 

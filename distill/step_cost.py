@@ -118,7 +118,7 @@ class StepCost:
         stages = discover_stages(model.backbone)
         feed = self.feed(model, cached=weight > 0)
         plan = compile_plan(
-            PlanConfig(epochs=1_000_000, steps_per_epoch=feed.steps_per_epoch, finetune=opened, finetune_layers=0, distill_weight=weight),
+            PlanConfig(epochs=1000, steps_per_epoch=feed.steps_per_epoch, finetune=opened, finetune_layers=0, distill_weight=weight),
             stages.blocks,
         )
         accelerator = Accelerator()

@@ -6,46 +6,41 @@ A run directory holds ``config.json`` (resolved), ``plan.json``, ``metrics.jsonl
 
 from __future__ import annotations
 
-import difflib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, set_seed
+from accelerate.utils import set_seed
 
+from distill.accelerating import make_accelerator
 from distill.agreement import AGREEMENT, TeacherAgreement
 from distill.augment import Augment
 from distill.cached_teacher import CachedTeacher, open_cached_teacher
 from distill.configuration import RunConfig
 from distill.console import say, warn
-from distill.errors import ConfigurationError, DataError, MissingExtraError
+from distill.errors import ConfigurationError, DataError
 from distill.evaluation import evaluate, protocol_of
 from distill.feeding import SceneBatches
 from distill.loss_options import loss_weights
 from distill.readers import open_data
 from distill.runlog import RunLog, scores, writing
 from distill.scenes import Scene
-from distill.selection import refuse_test_selection, selection
+from distill.selection import refuse_test_selection, refuse_unmeasurable, selection
+from distill.student_start import initial_student, resumed_student
 from distill.unlabelled import gather, has_labels, refuse_unheard, with_data
 from distill.views import ViewPolicy
 from schedules.plan import Plan, compile_plan
 from schedules.stages import Stages, discover_stages
-from students.catalogue import build_student, stored_student, student_config
+from students.catalogue import stored_student
 from students.errors import RunError
 from students.options import TrainOptions
 from students.trainer import Record, Trainer
 from teachers.cache.ensemble import Space
-from teachers.catalogue import load_model_teacher
-from teachers.model import GazeModel, ModelConfig
-from teachers.model_teacher import ModelTeacher
-from teachers.pretrained import load_pretrained_backbone
-from teachers.weights import load_model, load_strictly, write_atomically
+from teachers.model import GazeModel
+from teachers.weights import write_atomically
 
 METRICS = ("auc", "avg_l2", "avg_l2_mean_of", "min_l2", "ap")  # what the best student may be chosen by
 
@@ -55,115 +50,6 @@ def run_directory(config: RunConfig) -> Path:
     if not config.name or Path(config.name).name != config.name:
         raise ConfigurationError(f"the run's name is {config.name!r}; give a plain name with --name")
     return Path(config.runs) / config.name
-
-
-def make_accelerator(config: RunConfig, run: Path) -> Accelerator:
-    """The accelerator for a run: device, mixed precision and trackers."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError("device is cuda, but torch sees no GPU here; use --device cpu, or look at `distill doctor`")
-    precision = "no"
-    if config.use_amp:
-        gpu = torch.cuda.is_available() and config.device != "cpu"
-        precision = "bf16" if not gpu or torch.cuda.is_bf16_supported() else "fp16"
-    # Launched by torchrun on a machine without a GPU, accelerate joins the processes only if it is told to use the CPU.
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    cpu = config.device == "cpu" or (world > 1 and not torch.cuda.is_available())
-    if cpu and world > 1:
-        os.environ["ACCELERATE_USE_CPU"] = "1"
-    # A validation runs on the first process while the others wait: longer than the ten minutes that torch would give them.
-    patient = InitProcessGroupKwargs(timeout=timedelta(minutes=config.timeout_minutes))
-    accelerator = Accelerator(
-        cpu=cpu, mixed_precision=precision, log_with=trackers(config.tracker), project_dir=run, kwargs_handlers=[patient]
-    )
-    if accelerator.num_processes != world:
-        raise ConfigurationError(
-            f"{world} processes were launched, but they are not joined ({accelerator.num_processes} here); launch with `accelerate "
-            "launch` on GPUs, with `ACCELERATE_USE_CPU=1 torchrun` on a CPU"
-        )
-    return accelerator
-
-
-def trackers(wanted: str) -> list[str] | None:
-    """The trackers that accelerate shall feed, by its names; :class:`MissingExtraError` for one whose package is absent."""
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-
-    if wanted == "none":
-        return None
-    available = [str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()]
-    if wanted == "auto":
-        return ["tensorboard"] if "tensorboard" in available else None
-    names = [name.strip() for name in wanted.split(",") if name.strip()]
-    for name in names:
-        if name not in LOGGER_TYPE_TO_CLASS:
-            near = difflib.get_close_matches(name, LOGGER_TYPE_TO_CLASS, n=2)
-            hint = f"; nearest: {', '.join(near)}" if near else ""
-            raise ConfigurationError(f"tracker {name!r} is not known{hint}; accelerate has {', '.join(LOGGER_TYPE_TO_CLASS)}, or give auto or none")
-        if name not in available:
-            extra = {"tensorboard": "'gaze-distill[report]'", "wandb": "'gaze-distill[tracking]'"}.get(name, name.replace("_", "-"))
-            raise MissingExtraError(f"tracker {name!r} is not installed; install it with `pip install {extra}`, or train with --tracker none")
-    return names
-
-
-def initial_student(config: RunConfig) -> tuple[GazeModel, dict[str, Any]]:
-    """The student before its first step, and where its weights come from."""
-    torch.manual_seed(config.seed)
-    if stored_at := stored_student(config.student):
-        return _whole_student(config, stored_at)
-    model = build_student(student_config(config.student))
-    if config.student_weights:
-        stored, description = load_model(stored_model_path(Path(config.student_weights)))
-        load_strictly(model, stored.state_dict(), config.student_weights)
-        return model, {"student_weights": description["weights_digest"]}
-    if config.random_backbone:
-        return model, {"backbone_weights": "random"}
-    if config.backbone_from:
-        return model, {"backbone_weights": take_backbone(model, load_model_teacher(config.backbone_from))}
-    file = Path(config.backbone_weights) if config.backbone_weights else None
-    return model, {"backbone_weights": load_pretrained_backbone(model, file)}
-
-
-def resumed_student(config: RunConfig, run: Path) -> tuple[GazeModel, dict[str, Any]]:
-    """The student of a run that is resumed, its weights still to come from the checkpoint, and where the first ones came from."""
-    facts = json.loads((run / "config.json").read_text())["facts"]
-    origin = {name: value for name, value in facts.items() if name not in ("run", "lineage")}
-    # The run's own record of the architecture, as what the student was started from may be gone by now; unless another is asked for.
-    kept = "model" in facts and facts.get("student") == config.student
-    return build_student(ModelConfig.from_json(facts["model"]) if kept else student_config(config.student)), origin
-
-
-def _whole_student(config: RunConfig, stored_at: Path) -> tuple[GazeModel, dict[str, Any]]:
-    """A student that goes on from a run's or a stored one: architecture and every weight are taken from there."""
-    starts = [name for name in ("student_weights", "backbone_weights", "backbone_from", "random_backbone") if getattr(config, name)]
-    if starts:
-        raise ConfigurationError(
-            f"student is {config.student}, which brings all its weights, and {', '.join(starts)} is set too; empty it "
-            f"(--{starts[0].replace('_', '-')} ''), or name a student of the catalogue"
-        )
-    model, description = load_model(stored_at)
-    return model, {"name": description.get("name", stored_at.name), "student_weights": description["weights_digest"]}
-
-
-def take_backbone(model: GazeModel, teacher: ModelTeacher) -> dict[str, str]:
-    """Start ``model``'s backbone from its teacher's, cut where the student is cut; returns where it came from.
-
-    Source: DistilBERT, arXiv 1910.01108, section 3, which starts its student from the teacher's own layers.
-    """
-    mine, theirs = model.config.backbone, teacher.model.config.backbone
-    if mine != theirs:
-        raise ConfigurationError(
-            f"the student's backbone is {mine}, that of teacher {teacher.name} is {theirs}: leave --backbone-from out, or choose a "
-            f"student on {theirs} (`distill students list`)"
-        )
-    trunk = model.backbone.trunk
-    wanted = trunk.state_dict()
-    tensors = {name: tensor for name, tensor in teacher.model.backbone.trunk.state_dict().items() if name in wanted}
-    load_strictly(trunk, tensors, f"the backbone of teacher {teacher.name}")
-    return {"source": f"teacher {teacher.name}", "digest": teacher.fingerprint["weights"]}
-
-
-def stored_model_path(path: Path) -> Path:
-    """The directory with ``model.safetensors``: ``path`` itself, or the best student of the run that it is."""
-    return path / "student" if (path / "student" / "model.json").exists() else path
 
 
 def prepare_run(config: RunConfig, run: Path, *, resuming: bool) -> None:
@@ -274,6 +160,8 @@ class Run:
             raise ConfigurationError(
                 f"best_metric is {wanted}, which is measured on unlabelled scenes, and there are none; choose one of {', '.join(METRICS)}"
             )
+        if self.validation:
+            refuse_unmeasurable(wanted, self.validation, f"{self.config.val_data or self.config.data} {self.config.val_split}", inout=self.model.has_inout)
         if self.validation or wanted in AGREEMENT:
             return wanted
         if held_out:
@@ -357,15 +245,19 @@ class Run:
             _write_json(self.path / "plan.json", {**self.plan.to_json(), "events": self._events()})
 
     def _keep_overrides(self) -> None:
-        """What was overridden on this resumption holds for the next one too; name and place stay as the run was started with."""
+        """What was overridden on this resumption holds for the next one too; name and place stay as the run was started with.
+
+        So do the facts of how it began; by what the best student is chosen, and on how many scenes, is what is in force now.
+        """
         if not self.accelerator.is_main_process:
             return
         saved = json.loads((self.path / "config.json").read_text())
         facts = saved.pop("facts", {})
         mine = self.config.to_json()
         mine["run"] |= {key: saved["run"][key] for key in ("name", "runs")}
-        if mine != saved:
-            self._write(mine, facts)
+        facts_now = {**facts, **{name: self.facts[name] for name in ("selection", "scenes")}}
+        if mine != saved or facts_now != facts:
+            self._write(mine, facts_now)
         elif self.plan.holds:
             self._write_plan()  # that on the disk may have holds of steps that were lost
 

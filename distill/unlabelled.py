@@ -20,7 +20,7 @@ from distill.feeding import Pool
 from distill.mixing import Mixture
 from distill.pictures import digest_bytes, read_bytes
 from distill.readers import open_data
-from distill.scenes import UNKNOWN, Scene, SceneSet
+from distill.scenes import IN, UNKNOWN, Scene, SceneSet
 from distill.splits import carve
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ def refuse_unheard(config: RunConfig, material: Material, taught: bool, cached: 
         raise ConfigurationError("distill_weight is not 0 but there is no teacher: give --cache PATH, or --distill-weight 0")
     if taught:
         return
-    if not material.labelled:
+    if not any(head.inout == IN and head.points for scene in material.labelled for head in scene.heads):
         raise ConfigurationError(
             f"no head of {config.data} has a gaze label and distill_weight is 0: there is nothing to learn from; set --distill-weight, e.g. 1.0"
             + ("" if cached else ", and give a teacher's --cache")

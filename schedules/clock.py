@@ -10,11 +10,13 @@ With w(e) the distillation weight at the first step of epoch e, κ the coupling,
 At κ·w = 0 this is the plain progressive schedule of Gaze-LLE fine-tuning: hold, then one block every I epochs.
 """
 
+import itertools
 import math
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from schedules.config import PlanConfig
+from schedules.config import MOST_EPOCHS, PlanConfig
 
 EPSILON = 1e-9  # so that sums such as 13 · (1 / 1.3) reach a boundary of 10
 NEVER = 10**9  # an opening this many epochs away is none: weights near 1e9 would otherwise give figures of no use
@@ -37,10 +39,7 @@ class ThawClock:
 
     @cached_property
     def _times(self) -> tuple[float, ...]:
-        times = [0.0]
-        for increment in self._increments[:-1]:
-            times.append(times[-1] + increment)
-        return tuple(times)
+        return tuple(itertools.accumulate(self._increments[:-1], initial=0.0))
 
     @cached_property
     def hold(self) -> float:
@@ -78,14 +77,21 @@ class ThawClock:
     def opening_epochs(self) -> tuple[int | None, ...]:
         """The epoch at which each stage opens, in opening order (the stem last); None for never."""
         found: list[int | None] = []
-        for epoch in range(max(self.config.epochs, self.config.horizon) + 1):
-            found += [epoch] * (self.open_blocks(epoch) - len(found))
-            if len(found) == self.blocks:
-                break
-        while len(found) < self.blocks:
-            found.append(self._opening_beyond(len(found)))
+        for stage in range(self.blocks):
+            within = self._opening_within(stage)
+            found.append(self._opening_beyond(stage) if within is None else within)
         stem = (found[-1] if found else None) if self.config.finetune else None
         return (*found, stem)
+
+    def _opening_within(self, stage: int) -> int | None:
+        """The first epoch of the run, or of what it was planned for, at which more than `stage` blocks are open."""
+        # Between two holds the clock only goes forward, so the epoch is found by halving; a hold sets it back once.
+        last = max(self.config.epochs, self.config.horizon)
+        begins = sorted({0, *(held + 1 for held in self.holds if held < last), last + 1})
+        for begin, end in itertools.pairwise(begins):
+            if self.open_blocks(end - 1) > stage:
+                return begin + bisect_left(range(begin, end), True, key=lambda epoch: self.open_blocks(epoch) > stage)
+        return None
 
     def _opening_beyond(self, stage: int) -> int | None:
         if not self.config.progressive:
@@ -111,7 +117,7 @@ class ThawClock:
 def needed_epochs(config: PlanConfig, blocks: int) -> int | None:
     """A number of epochs with which the last stage opens within the run, the rest of the configuration unchanged.
 
-    One epoch fewer would not do. None if 64 times the run would not do either (a hold of 100%, for example).
+    One epoch fewer would not do. None if 64 times the run, or as many as a plan may have, would not do either (a hold of 100%).
     """
 
     def enough(epochs: int) -> bool:
@@ -119,10 +125,11 @@ def needed_epochs(config: PlanConfig, blocks: int) -> int | None:
         return final is not None and final < epochs
 
     low, high = config.epochs, config.epochs
+    most = min(64 * config.epochs, MOST_EPOCHS)
     while not enough(high):
-        low, high = high, high * 2
-        if high > 64 * config.epochs:
+        if high == most:
             return None
+        low, high = high, min(2 * high, most)
     if high == config.epochs:
         return high
     while high - low > 1:

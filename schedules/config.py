@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Literal
 
 from schedules.curves import Curve, CurveSpec, Ramp, parse_curve
@@ -10,6 +11,7 @@ from schedules.durations import Duration
 from schedules.errors import PlanError
 
 DurationSpec = Duration | float | str
+MOST_EPOCHS = 100_000  # a plan has a line for every epoch: so many compile in seconds, and no run on record has a tenth of them
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,11 @@ class PlanConfig:
             value = getattr(self, name)
             if not (name == "planned_epochs" and value is None) and (not _is_int(value) or value < 1):
                 raise PlanError(f"{name} must be a whole number of at least 1, got {value!r}; set {_flag(name)}")
+            if value is not None and name != "steps_per_epoch" and value > MOST_EPOCHS:
+                raise PlanError(
+                    f"{name} is {value}, and a plan has at most {MOST_EPOCHS} epochs; lower {_flag(name)}: with more steps in an epoch "
+                    "(a smaller --batch-size, more scenes) as many steps need fewer epochs"
+                )
         for name in ("finetune", "disable_progressive_unfreeze"):
             if not isinstance(getattr(self, name), bool):
                 raise PlanError(f"{name} must be true or false, got {getattr(self, name)!r}")
@@ -160,6 +167,16 @@ class PlanConfig:
         if self.distill_temperature is not None:
             return parse_curve(self.distill_temperature)
         return Ramp(self.distill_temp_shape, float(self.distill_temp_start), float(self.distill_temp_end))
+
+    @cached_property
+    def warmup_steps(self) -> float:
+        """`warmup` in (real-valued) steps."""
+        return self.epochs_of(self.warmup) * self.steps_per_epoch
+
+    @cached_property
+    def thaw_warmup_steps(self) -> float:
+        """`thaw_warmup` in (real-valued) steps."""
+        return self.epochs_of(self.thaw_warmup) * self.steps_per_epoch
 
     def epochs_of(self, duration: DurationSpec) -> float:
         """A duration in real-valued epochs of this run."""

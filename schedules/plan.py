@@ -6,7 +6,7 @@ first block, `blocks` the stem, which opens with the first block.
 """
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +16,7 @@ from schedules.config import DurationSpec, PlanConfig
 from schedules.curves import Curve
 from schedules.durations import Duration
 from schedules.errors import PlanError
-from schedules.rates import head_rate, stage_rate
+from schedules.rates import head_rate, stage_rates
 
 __all__ = ["EpochPlan", "Plan", "PlanConfig", "PlanPoint", "compile_plan", "solve_thaw_by"]
 
@@ -81,7 +81,7 @@ class Plan:
             open_blocks=sum(first is not None and first <= epoch for first in opening[:-1]),
             stem_open=opening[-1] is not None and opening[-1] <= epoch,
             lr_head=head_rate(config, step),
-            lr_stages=tuple(stage_rate(config, step, stage, first) for stage, first in enumerate(opening)),
+            lr_stages=stage_rates(config, step, opening),
         )
 
     @cached_property
@@ -142,7 +142,7 @@ class Plan:
         """The plan as plain JSON data."""
         return {
             "blocks": self.blocks,
-            "epochs": [{**asdict(line), "lr_blocks": list(line.lr_blocks)} for line in self.epochs_table],
+            "epochs": [{**vars(line), "lr_blocks": list(line.lr_blocks)} for line in self.epochs_table],
             "final_unfreeze_epoch": self.final_unfreeze_epoch,
             "thaw_events": [{"epoch": epoch, "stages": stages} for epoch, stages in self.thaw_events],
             "messages": list(self.messages),

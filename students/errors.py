@@ -10,9 +10,16 @@ class RunError(ValueError):
 
 
 class TrainingError(ValueError):
-    """Training that cannot go on: a loss that is not finite, nothing to learn from."""
+    """Training that cannot go on: a loss that is not finite, nothing to learn from.
+
+    ``everywhere`` says that every process of the run raises the same: one of them telling it is enough.
+    """
 
     mendable = True
+
+    def __init__(self, message: str, *, everywhere: bool = False) -> None:
+        super().__init__(message)
+        self.everywhere = everywhere
 
 
 class ExportError(ValueError):

@@ -7,13 +7,17 @@ process gets the same bits from a sum, so what is computed from sums alone is th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from students.batch import Batch
 from students.losses import HeadCounts
+
+T = TypeVar("T")
 
 
 class Processes:
@@ -37,9 +41,14 @@ class Processes:
         counts = HeadCounts.of(batch)
         return HeadCounts(*self.sum(torch.stack([c.float() for c in counts])).unbind()) if self.several else counts
 
-    def images(self, batch: Batch) -> int:
-        """Pictures of this step in all processes."""
-        return int(self.sum(torch.tensor(len(batch.images), device=self.accelerator.device)))
+    def tally(self, batch: Batch, refused: bool) -> tuple[int, bool]:
+        """Pictures of this step in all processes, and whether any process has refused its share; one sum for both."""
+        images, refusals = self.sum(torch.tensor([len(batch.images), int(refused)], device=self.accelerator.device)).tolist()
+        return int(images), refusals > 0
+
+    def told(self, mine: Sequence[T]) -> list[T]:
+        """What every process has to tell, in the order of the processes; all of them must ask."""
+        return list(gather_object(list(mine))) if self.several else list(mine)
 
     def losses(self, parts: Sequence[Sequence[Tensor]]) -> list[float]:
         """Each term summed over micro-batches and processes."""

@@ -10,11 +10,11 @@ import hashlib
 import math
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -41,6 +41,7 @@ from students.losses import Losses, LossWeights, gaze_losses, loss_record, mass_
 from students.options import TrainOptions
 from students.processes import Processes
 from students.recomputing import recompute_blocks
+from students.refusal import Refusal, not_finite, told_refusals
 from students.resuming import refuse_misfit
 from students.watch import Watch
 from teachers.model import GazeModel
@@ -135,6 +136,7 @@ class Trainer:
         torch.manual_seed(self._step_seed())
         counts = self.processes.counts(batch)
         losses: list[Losses] = []
+        refusals: list[Refusal] = []
         for part in split(batch, self.options.accumulate):
             with self.accelerator.autocast():
                 output = self.model(part.images, part.boxes, part.image_index)
@@ -142,8 +144,13 @@ class Trainer:
                 output, part, counts, self.weights, distill_weight=point.distill_weight, temperature=point.temperature
             )
             losses.append(terms)
-            self._refuse_not_finite(terms, part)
+            if refusals := not_finite(terms, part):
+                break
             self.accelerator.backward(terms.total)
+        # One process's loss stops them all, here: the others would wait for its gradients.
+        images, refused = self.processes.tally(batch, bool(refusals))
+        if refused:
+            self._stop(refusals)
         norms = self._reduce_and_clip()
         norm = self._norm_or_skip(float(norms.total), batch)
         self.optimizer.step()
@@ -153,7 +160,7 @@ class Trainer:
             self.average.update(self.step)
         record = loss_record(self.processes.losses(losses), self.weights, point.distill_weight)
         seconds = time.perf_counter() - began
-        counted = {"images": float(self.processes.images(batch)), "steps": 1.0, "seconds": seconds, "skipped": float(norm is None)}
+        counted = {"images": float(images), "steps": 1.0, "seconds": seconds, "skipped": float(norm is None)}
         for name, value in {**record, "grad_norm": norm or 0.0, **counted}.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         if self.step % self.options.log_every == 0 or self.step == self.total_steps:
@@ -191,7 +198,7 @@ class Trainer:
             return norm
         self.skipped += 1
         if self.accelerator.scaler is None or self.skipped >= MOST_SKIPPED:
-            raise TrainingError(self._not_finite("gradient norm", norm, batch))
+            self._stop([(f"gradient norm is {norm}", batch.scenes)])
         return None
 
     def _watch(self, loss: float, point: PlanPoint) -> None:
@@ -285,17 +292,11 @@ class Trainer:
         key = struct.pack("<qqq", self.options.seed, self.step, self.accelerator.process_index)
         return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
 
-    def _refuse_not_finite(self, terms: Losses, batch: Batch) -> None:
-        total = float(terms.total.detach())
-        if not math.isfinite(total):
-            bad = [name for name, value in terms._asdict().items() if name != "total" and not math.isfinite(float(value))]
-            raise TrainingError(self._not_finite(" and ".join(bad) or "total loss", total, batch))
-
-    def _not_finite(self, what: str, value: float, batch: Batch) -> str:
-        scenes = ", ".join(batch.scenes[:8]) + (", …" if len(batch.scenes) > 8 else "")
-        return (
-            f"{what} is {value} at step {self.step} on scenes {scenes}; nothing was updated and the last checkpoint stands: look at "
-            f"these scenes, or lower --lr or --backbone-lr, then resume with --resume {self.run}"
+    def _stop(self, refusals: Sequence[Refusal]) -> NoReturn:
+        """Raise, in every process alike, what was not finite in any of them; all must call it at the same step."""
+        raise TrainingError(
+            f"{told_refusals(self.processes.told(refusals), self.step)}; nothing was updated and the last checkpoint stands: look at "
+            f"these scenes, or lower --lr or --backbone-lr, then resume with --resume {self.run}", everywhere=True
         )
 
     def _emit(self, kind: str, **values: Any) -> Record:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from distill.errors import ConfigurationError
-from distill.training import take_backbone
+from distill.student_start import take_backbone
 from teachers.model import GazeModel, ModelConfig
 from teachers.model_teacher import ModelTeacher
 

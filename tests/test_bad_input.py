@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures import train_row, write_folder
+from fixtures import train_row, write_folder, write_gazefollow
 from training_world import TINY, World, cache_arguments, make_trainer, make_world, store_teacher
 
 from distill.cli import main
@@ -228,6 +228,20 @@ def test_a_cache_of_other_scenes_or_a_damaged_one(world: World, refused: Refusal
     assert shard.name in refused(*world.arguments(tmp_path / "run"), new="run/")
 
 
+def test_a_cache_that_lacks_some_of_the_training_scenes(world: World, refused: Refusals, tmp_path: Path) -> None:
+    with (world.data / ANNOTATIONS).open("a") as file:
+        for number in range(90, 96):
+            picture = world.data / FIRST.replace("00000000.jpg", f"000000{number}.jpg")
+            shutil.copy(world.data / FIRST, picture)
+            file.write(train_row(str(picture.relative_to(world.data)), number, (6.0, 8.0, 22.0, 26.0), (0.5, 0.5), 1) + "\n")
+    run = tmp_path / "run"
+    error = refused(*world.arguments(run))
+    assert f"cache {world.cache} lacks 2 views of " in error and "training scenes (first: train/00000000/0000009" in error
+    assert f"--out {world.cache}" in error and not run.exists()
+    # The command that it names adds them.
+    assert main(cache_arguments(world)) == 0 and main(world.arguments(run, epochs=1, limit_steps=1)) == 0
+
+
 def test_choosing_the_best_student_on_the_test_split_is_said(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for split, said in (("val", 0), ("test", 1)):
         allowed = ["--allow-test-selection"] if said else []
@@ -239,6 +253,19 @@ def test_choosing_the_best_student_on_the_test_split_is_said(world: World, tmp_p
 def test_a_distillation_weight_without_a_teacher(world: World, refused: Refusals, tmp_path: Path) -> None:
     assert "give --cache PATH, or --distill-weight 0" in refused(*world.arguments(tmp_path / "run", cache=None))
     assert "no data set is given: set data in [data], or --data PATH" in refused("train", "--epochs", "1", "--name", "run", "--runs", tmp_path)
+
+
+def test_labels_without_a_gaze_point_and_no_teacher(world: World, refused: Refusals, tmp_path: Path) -> None:
+    file = world.data / ANNOTATIONS
+    rows = [line.split(",") for line in file.read_text().splitlines()]
+    file.write_text("".join(",".join([*row[:8], "-1", "-1", *row[10:14], "0", *row[15:]]) + "\n" for row in rows))
+    silent = {"cache": None, "distill_weight": 0}
+    error = refused(*world.arguments(tmp_path / "run", **silent))
+    assert "best_metric is avg_l2, and no head of" in error and "has a gaze point in the frame" in error
+    # Validated on scenes that have points, there is still nothing to learn where people look from.
+    judged = write_gazefollow(tmp_path / "judged", 6)
+    error = refused(*world.arguments(tmp_path / "run", **silent, val_data=judged))
+    assert f"no head of {world.data} has a gaze label and distill_weight is 0: there is nothing to learn from" in error
 
 
 def test_a_directory_that_holds_a_run_or_something_else(world: World, refused: Refusals, trained: Path, tmp_path: Path) -> None:

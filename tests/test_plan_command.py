@@ -119,6 +119,19 @@ def test_command_says_what_is_missing() -> None:
         command("--blocks", "12", "--epochs", "12", "--distill-weight", "-1")
 
 
+def test_a_directory_in_place_of_a_run_file_is_told_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=rf"{tmp_path} is a directory, where a run file \(TOML\) is expected; recipes/ holds examples"):
+        command(str(tmp_path), "--blocks", "3")
+    (tmp_path / "mine.toml").write_text("[schedule]\nepochs = 2\n")
+    with pytest.raises(ConfigurationError, match=f"name one of its run files, such as {tmp_path}/mine.toml"):
+        command(str(tmp_path), "--blocks", "3")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigurationError, match=f"it holds a run: its compiled plan is {tmp_path}/plan.json, `distill report {tmp_path}`"):
+        command(str(tmp_path), "--blocks", "3")
+    with pytest.raises(ConfigurationError, match=r"mine.toml/more.toml cannot be read \(Not a directory\); mend that"):
+        command(str(tmp_path / "mine.toml/more.toml"), "--blocks", "3")
+
+
 def test_command_reads_a_run_file_and_options_override_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "short.toml"
     recipe.write_text("[schedule]\nepochs = 8\nfinetune = true\nfinetune_layers = 3\ninitial_freeze_epochs = 2\n")

@@ -19,7 +19,7 @@ from training_world import TINY, World, cache_arguments, make_world, store_teach
 
 from distill.cli import main
 from distill.configuration import config_from_sections
-from distill.training import resumed_student
+from distill.student_start import resumed_student
 from students.catalogue import STUDENTS
 from students.checkpoint import checkpoints, newest_intact, read_checkpoint_file
 from students.errors import RunError
@@ -293,6 +293,49 @@ def test_a_directory_without_a_run_is_not_resumed(tmp_path: Path, capsys: pytest
     assert list(tmp_path.iterdir()) == [tmp_path / "empty"]
 
 
+def test_a_file_or_a_place_near_a_run_is_answered_with_the_run(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for inside in (checkpoints(run)[0], run / "config.json", run / "checkpoints", run / "student"):
+        error = refused(["train", "--resume", str(inside)], capsys)
+        assert str(inside) in error and f"its run is `--resume {run}`" in error
+    elsewhere = run.parent.parent / "notes.txt"
+    elsewhere.write_text("...")
+    monkeypatch.chdir(elsewhere.parent)
+    error = refused(["train", "--resume", str(elsewhere)], capsys)
+    assert f"--resume takes the directory of a run, and {elsewhere} is a file" in error and "runs/NAME" in error
+    # What lies below a directory of runs, and below ./runs, is offered by name.
+    assert f"give the directory of a run, such as {run}" in refused(["train", "--resume", str(run.parent)], capsys)
+    shutil.copytree(run, Path("runs/first"))
+    assert "give the directory of a run, such as runs/first" in refused(["train", "--resume", str(elsewhere)], capsys)
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ("{", "cannot be read"), ("[]", "is no configuration of a run"), ("{}", "is no configuration of a run"), ("", "has no facts"),
+])  # fmt: skip
+def test_a_configuration_that_is_none_is_refused(content: str, message: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(content or json.dumps({name: whole[name] for name in whole if name != "facts"}))
+    error = refused(["train", "--resume", str(run)], capsys)
+    assert f"{run}/config.json {message}" in error and "start the run again under another --name" in error
+
+
+def test_the_choice_that_is_in_force_is_the_one_that_is_stored(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def facts() -> dict[str, Any]:
+        return json.loads((run / "config.json").read_text())["facts"]
+
+    before = facts()
+    assert before["selection"] == {"split": "val", "metric": "avg_l2", "scenes": 0}
+    # Without --override nothing changes, in the configuration or in what is stored of it.
+    assert main(["train", "--resume", str(run), "--best-metric", "auc"]) == 0 and facts() == before
+    more = ["train", "--resume", str(run), "--override", "--epochs", "4"]
+    assert main([*more, "--best-metric", "auc", "--val-scenes", "1"]) == 0
+    assert "the best student was chosen by metric avg_l2, scenes 0, split val" in capsys.readouterr().err
+    chosen = {"split": "val", "metric": "auc", "scenes": 1}
+    assert facts() == {**before, "selection": chosen}
+    assert json.loads((run / "student/model.json").read_text())["facts"]["selection"] == chosen
+    assert main(["train", "--resume", str(run), "--override", "--epochs", "5"]) == 0
+    assert facts()["selection"] == chosen, "the next resumption goes on by it"
+
+
 def test_another_student_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     error = refused(["train", "--resume", str(run), "--override", "--student", "tiny_vit"], capsys)
     assert "is of another student: it differs in backbone, levels" in error
@@ -320,7 +363,7 @@ def test_a_resumption_loads_no_pretrained_weights(run: Path, finished: Path, mon
     described["facts"]["backbone_weights"] = {"source": "weights that were there once"}
     (run / "config.json").write_text(json.dumps(described))
     cut(checkpoints(run)[0])
-    monkeypatch.setattr("distill.training.load_pretrained_backbone", lambda *_: pytest.fail("the checkpoint holds every weight"))
+    monkeypatch.setattr("distill.student_start.load_pretrained_backbone", lambda *_: pytest.fail("the checkpoint holds every weight"))
     assert main(["train", "--resume", str(run)]) == 0
     assert_same_run(finished, run)
     config = config_from_sections({name: described[name] for name in described if name != "facts"}, "config.json")

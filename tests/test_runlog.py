@@ -13,11 +13,11 @@ from accelerate.utils import LoggerType
 from rich.console import Console
 from training_world import CNN, make_trainer
 
+from distill.accelerating import make_accelerator, trackers
 from distill.configuration import RunConfig
 from distill.errors import ConfigurationError, MissingExtraError
 from distill.live import LiveDisplay, events, open_display
 from distill.runlog import RunLog, scalars_of
-from distill.training import make_accelerator, trackers
 from schedules.advice import SPIKE
 from schedules.plan import Plan
 from students.trainer import Record

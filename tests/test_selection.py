@@ -12,8 +12,10 @@ from fixtures import write_childplay, write_gazefollow
 from training_world import TINY, World
 
 from distill.cli import main
+from distill.errors import ConfigurationError
 from distill.predicting import load_gaze
-from distill.selection import mark
+from distill.scenes import IN, OUT, UNKNOWN, Head, Scene
+from distill.selection import mark, refuse_unmeasurable
 from students.catalogue import STUDENTS
 
 
@@ -62,6 +64,39 @@ def test_a_data_set_with_its_own_validation_split_uses_it(tmp_path: Path) -> Non
     facts = json.loads((run / "student/model.json").read_text())["facts"]
     assert facts["selection"]["split"] == "val" and facts["lineage"]["reader"] == "childplay"
     assert load_gaze(str(run), "cpu")[1] == "c"
+
+
+def _scene(*heads: tuple[int, int]) -> Scene:
+    """A scene of heads, each by its label and its number of gaze points."""
+    return Scene("a", Path("a.jpg"), tuple(Head((0.1, 0.1, 0.2, 0.2), ((0.5, 0.5),) * points, inout) for inout, points in heads))
+
+
+@pytest.mark.parametrize("metric", ["avg_l2", "auc", "min_l2", "avg_l2_mean_of"])
+def test_a_distance_needs_a_gaze_point_in_the_frame(metric: str) -> None:
+    refuse_unmeasurable(metric, [_scene((OUT, 0)), _scene((OUT, 0), (IN, 1))], "D val", inout=True)
+    for heads in ([(OUT, 0)], [(OUT, 1)], [(UNKNOWN, 1)], [(IN, 0), (UNKNOWN, 0)]):
+        with pytest.raises(ConfigurationError, match=rf"best_metric is {metric}, and no head of D val \(1 scenes\) has a gaze point in the frame: .*--val-data") as caught:
+            refuse_unmeasurable(metric, [_scene(*heads)], "D val", inout=True)
+        assert "--best-metric ap" not in str(caught.value)
+    with pytest.raises(ConfigurationError, match="or by --best-metric ap"):
+        refuse_unmeasurable(metric, [_scene((OUT, 0), (IN, 0))], "D val", inout=True)
+
+
+def test_average_precision_needs_both_kinds_and_a_student_that_tells_them_apart() -> None:
+    both = [_scene((OUT, 0)), _scene((IN, 1))]
+    refuse_unmeasurable("ap", both, "D val", inout=True)
+    refuse_unmeasurable("kl_teacher", [], "D val", inout=False)
+    with pytest.raises(ConfigurationError, match=r"best_metric is ap, and the student has no in/out head: choose the best student by avg_l2 or auc"):
+        refuse_unmeasurable("ap", both, "D val", inout=False)
+    for heads in ([(IN, 1), (IN, 1)], [(OUT, 0)], [(IN, 1), (UNKNOWN, 0)]):
+        with pytest.raises(ConfigurationError, match=r"the heads of D val \(1 scenes\) are not some in and some out of the frame: choose .*, or on other"):
+            refuse_unmeasurable("ap", [_scene(*heads)], "D val", inout=True)
+
+
+def test_what_cannot_be_measured_is_refused_before_the_first_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_gazefollow(tmp_path / "data", 6)
+    assert _train(tmp_path / "runs/a", data, best_metric="ap") == 2
+    assert "best_metric is ap, and the heads of" in capsys.readouterr().err and not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(

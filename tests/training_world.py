@@ -1,8 +1,9 @@
 """Tiny students, batches and runs for the trainer's tests.
 
 As a script that knows the tiny students: ``golden`` prints the losses of the golden runs (``tests/golden/losses.json``), ``serve``
-runs `distill` in processes of their own that hold still at a chosen moment to be killed, and ``FOLDER COMMANDS`` (JSON) runs
-several command lines, one after the other, and leaves in the folder what each training ended with.
+runs `distill` in processes of their own that hold still at a chosen moment to be killed, ``FOLDER COMMANDS`` (JSON) runs
+several command lines, one after the other, and leaves in the folder what each training ended with, and ``poisoned FOLDER COMMANDS``
+runs trainings in which one process alone meets what is not finite.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from students.losses import LossWeights
 from students.options import TrainOptions
 from students.trainer import Record, Trainer
 from teachers.model import HALF, GazeModel, ModelConfig
-from teachers.weights import save_model
+from teachers.weights import save_model, tensors_digest
 
 CNN = ModelConfig(
     backbone="test_efficientnet", input_size=(64, 64), levels=(1, 2), mean=HALF, std=HALF, dim=16, layers=1,
@@ -210,8 +211,6 @@ def dump_parameters(folder: Path) -> None:
     """
     from safetensors.torch import save_file
 
-    from teachers.weights import tensors_digest
-
     plain, plain_step, plain_open = Trainer.fit, Trainer.train_step, Trainer._open_stages
     seen: dict[str, Any] = {"heads": [], "thaws": {}}
     thawed: list[int] = []
@@ -260,6 +259,54 @@ def serve() -> None:
         print("status", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
+POISONED = (1, 6)  # the process, and the number of steps done, at which it meets what is not finite
+
+
+def poison(kind: str) -> None:
+    """At the step of ``POISONED`` that process has a NaN in its teacher's maps (``loss``), or in its gradients (``gradient``)."""
+    plain_step = Trainer.train_step
+
+    def train_step(self: Trainer, batch: Batch, point: Any) -> None:
+        hook = None
+        if (self.accelerator.process_index, self.step) == POISONED:
+            assert batch.teacher_heatmap is not None
+            if kind == "loss":
+                batch = replace(batch, teacher_heatmap=torch.full_like(batch.teacher_heatmap, float("nan")))
+            else:
+                hook = self.model.decoder.linear.weight.register_hook(lambda gradient: gradient * float("nan"))
+        try:
+            plain_step(self, batch, point)
+        finally:
+            if self.step == POISONED[1]:
+                self.asked = batch.scenes  # type: ignore[attr-defined]
+            if hook is not None:
+                hook.remove()
+        self.good = tensors_digest(dict(self.model.named_parameters()))  # type: ignore[attr-defined]
+
+    Trainer.train_step = train_step  # type: ignore[method-assign]
+
+
+def train_poisoned(folder: Path, commands: list[tuple[str, list[str]]]) -> None:
+    """Each process leaves ``KIND-RANK.json``: exit status, steps done, digests of the parameters after the last good step and at the end."""
+    plain_fit, plain_step, ended = Trainer.fit, Trainer.train_step, []
+
+    def fit(self: Trainer) -> Record:
+        ended.append(self)
+        return plain_fit(self)
+
+    Trainer.fit = fit  # type: ignore[method-assign]
+    for kind, arguments in commands:
+        Trainer.train_step = plain_step  # type: ignore[method-assign]
+        poison(kind)
+        code = main(arguments)
+        trainer: Any = ended.pop()
+        left = {
+            "code": code, "step": trainer.step, "good": trainer.good, "scenes": trainer.asked,
+            "digest": tensors_digest(dict(trainer.model.named_parameters())), "processes": trainer.accelerator.num_processes,
+        }
+        (folder / f"{kind}-{trainer.accelerator.process_index}.json").write_text(json.dumps(left))
+
+
 if __name__ == "__main__":
     STUDENTS.update(TINY)
     if sys.argv[1:] == ["serve"]:
@@ -272,9 +319,12 @@ if __name__ == "__main__":
             losses = {"cnn": golden_losses(CNN, Path(scratch, "cnn")), "vit": golden_losses(VIT, Path(scratch, "vit"))}
         print(json.dumps(losses, indent=1))
     else:
-        dump_parameters(Path(sys.argv[1]))
         # The end of a training leaves the group of processes; here another one follows.
         PartialState.destroy_process_group = lambda self, group=None: None
+        if sys.argv[1] == "poisoned":
+            train_poisoned(Path(sys.argv[2]), json.loads(sys.argv[3]))
+            sys.exit()
+        dump_parameters(Path(sys.argv[1]))
         for line in json.loads(sys.argv[2]):
             if code := main(line):
                 sys.exit(code)

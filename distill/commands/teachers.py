@@ -161,7 +161,7 @@ def run_convert(options: argparse.Namespace) -> int:
     """Store a model as a teacher."""
     from distill.console import print_result
     from distill.errors import ConfigurationError
-    from distill.training import stored_model_path
+    from distill.student_start import stored_model_path
     from teachers.convert import assemble
     from teachers.download import sha256_of
     from teachers.errors import UnknownModelError

@@ -78,9 +78,15 @@ def resumed_config(run_dir: Path, overrides: dict[str, Any], *, override: bool) 
     try:
         sections = json.loads(path.read_text())
     except FileNotFoundError:
-        raise RunError(f"{run_dir} holds no run to resume (no {path.name}); give the directory of a run") from None
+        raise RunError(f"{run_dir} holds no run to resume (no {path.name}); {_runs_nearby(run_dir)}") from None
+    except NotADirectoryError:
+        raise RunError(f"--resume takes the directory of a run, and {run_dir} is a file; {_runs_nearby(run_dir)}") from None
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror}); mend that, or give the directory of another run") from None
     except ValueError as error:
         raise RunError(f"{path} cannot be read ({error}); start the run again under another --name") from None
+    if not isinstance(sections, dict) or not isinstance(sections.get("run"), dict):
+        raise RunError(f"{path} is no configuration of a run (it has no section run); restore it, or start the run again under another --name")
     sections.pop("facts", None)
     # The directory may have been moved since: its place is where it is found.
     sections["run"]["name"], sections["run"]["runs"] = run_dir.resolve().name, str(run_dir.resolve().parent)
@@ -106,3 +112,15 @@ def resumed_config(run_dir: Path, overrides: dict[str, Any], *, override: bool) 
             wanted["schedule"].setdefault("planned_epochs", before)
         wanted[section][name] = value
     return config_from_sections(wanted, str(path))
+
+
+def _runs_nearby(place: Path) -> str:
+    """The run that somebody who names another place may have meant: one above it, or those below it or below ``runs``."""
+    above = next((folder for folder in place.parents if (folder / "config.json").is_file()), None)
+    if above is not None:
+        return f"its run is `--resume {above}`, which goes on from the newest checkpoint that is intact"
+    for folder in (place, Path("runs")):
+        found = sorted(str(file.parent) for file in folder.glob("*/config.json"))
+        if found:
+            return f"give the directory of a run, such as {', '.join(found[:3])}"
+    return "give the directory of a run (runs/NAME), or start one with `distill train RUN.toml`"

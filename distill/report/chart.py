@@ -35,12 +35,16 @@ class Series:
 
 @dataclass(frozen=True)
 class Mark:
-    """A vertical line at ``x`` epochs, with a short label and an explanation; a ``planned`` one is still to come."""
+    """A vertical line at ``x`` epochs, with a short label and an explanation; a ``planned`` one is still to come.
+
+    A ``spike`` has an arrow head in place of a label.
+    """
 
     x: float
     label: str
     detail: str
     planned: bool = False
+    spike: bool = False
 
 
 @dataclass(frozen=True)
@@ -201,6 +205,12 @@ def _marks(marks: Sequence[Mark], px: Scale) -> str:
     parts, taken = [], -math.inf
     for mark in marks:
         x = px(mark.x)
+        if mark.spike:
+            parts.append(
+                f'<g><title>{escape(mark.detail)}</title><line class="spike" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 2}" y2="{HEIGHT - BOTTOM}"/>'
+                f'<path class="spike" d="M{x - 4:.1f} {TOP - 8}h8l-4 7z"/></g>'
+            )
+            continue
         kind = "thaw planned" if mark.planned else "thaw"
         wide = 5.4 * len(mark.label)
         left = min(max(x - wide / 2, LEFT - 4), WIDTH - wide)

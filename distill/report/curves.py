@@ -9,11 +9,12 @@ from statistics import fmean
 
 from distill.report.chart import Chart, Mark, Series
 from distill.report.records import Opening, Record, RunRecord, number
+from distill.report.strip import Strips
 
 
 @dataclass(frozen=True)
 class Around:
-    """A thaw event and the run around it: mean loss over the epoch before and after, greatest gradient norm after."""
+    """A thaw event and the run around it: mean loss over the epoch before and after, greatest gradient norm after, its spike if any."""
 
     opening: Opening
     thaw_time: float | None
@@ -21,6 +22,15 @@ class Around:
     before: float | None
     after: float | None
     grad_norm: float | None
+    spike: Record | None = None
+
+
+# What a step's record calls the kinds of heatmap distillation, and what a reader calls them.
+_KINDS = (("kd_kl", "KL"), ("kd_bce", "BCE per cell"), ("kd_mse", "MSE"), ("kd_dist", "correlation (DIST)"))
+_ADDED = (
+    ("weighted_heatmap", "heatmap"), ("weighted_spatial", "spatial"), ("weighted_inout", "in/out"), ("weighted_kd_heatmap", "teacher's heatmap"),
+    ("weighted_kd_inout", "teacher's in/out"),
+)
 
 
 def training_charts(run: RunRecord) -> list[Chart]:
@@ -30,10 +40,10 @@ def training_charts(run: RunRecord) -> list[Chart]:
         _steps(run, "inout", "in/out", unless_zero=True),
         _steps(run, "spatial", "spatial", unless_zero=True),
     ]
-    kd = [
-        _steps(run, "kd_heatmap", "heatmap", unless_zero=True),
-        _steps(run, "kd_inout", "in/out", unless_zero=True),
-    ]
+    kinds = [_steps(run, key, name, unless_zero=True) for key, name in _KINDS]
+    # Logs of earlier versions have the sum of the kinds alone.
+    summed = [] if any(len(series.x) for series in kinds) else [_steps(run, "kd_heatmap", "heatmap", unless_zero=True)]
+    kd = [*summed, *kinds, _steps(run, "kd_inout", "in/out", unless_zero=True)]
     charts = [
         Chart(
             "Validation distance",
@@ -63,7 +73,20 @@ def training_charts(run: RunRecord) -> list[Chart]:
             log=True,
         ),
         Chart("Task terms", "Cross-entropy against the annotations.", task, log=True),
-        Chart("Distillation terms", "Before the distillation weight; they follow the temperature.", kd, log=True),
+        Chart("Distillation terms", "Before any weight; they follow the temperature.", kd, log=True),
+        Chart(
+            "What each term adds to the loss",
+            "After every weight, the plan's distillation weight included: which voice is the loudest.",
+            [_steps(run, key, name, unless_zero=True) for key, name in _ADDED],
+            log=True,
+        ),
+        Chart(
+            "The teacher's voice",
+            "Reliability: how far it is believed where its peak lies off the annotation, mean over heads. Mass: the share of its map near its own "
+            "peak at the temperature in force; near 0 the target is flat.",
+            [_steps(run, "reliability", "reliability"), _steps(run, "target_mass", "mass near the peak")],
+            from_zero=True,
+        ),
         Chart(
             "Gradient norm",
             "Before clipping. A jump after a thaw asks for a lower --backbone-lr or a longer --unfreeze-interval.",
@@ -113,6 +136,37 @@ def plan_charts(run: RunRecord) -> list[Chart]:
     return [kept for chart in charts if (kept := _with_values(chart))]
 
 
+def stage_norms(run: RunRecord) -> Strips:
+    """The gradient's norm of the head and of every stage, in the order in which they open."""
+    rows: dict[str, list[tuple[float, float]]] = {"head": []}
+    for stages in (opening.opened for opening in run.openings if not opening.planned):
+        rows |= {stage: [] for stage in stages}
+    for record in run.steps:
+        norms = record.get("grad_norms")
+        if not isinstance(norms, dict):
+            continue
+        for stage in norms:
+            value = number(norms, stage)
+            if value is not None:
+                rows.setdefault(str(stage), []).append((run.place(record), value))
+    return Strips(
+        "Gradient norm by stage",
+        "Before clipping; the head on top, then the stages in the order in which they open, the stem last. A stronger colour is a greater norm, on a "
+        "logarithmic scale; empty is closed. A stage that stays far above the others asks for a lower --backbone-lr.",
+        rows,
+    )
+
+
+def spike_marks(run: RunRecord) -> list[Mark]:
+    """The spikes after thaws as marks of their own."""
+    return [Mark(run.place(record), "", _spike_told(record), spike=True) for record in run.spikes]
+
+
+def _spike_told(record: Record) -> str:
+    loss, before = number(record, "loss"), number(record, "before")
+    return f"spike at step {int(record['step'])}: loss {loss or 0:.4g} after {before or 0:.4g} before the thaw of epoch {record.get('thaw_epoch')}"
+
+
 def marks(run: RunRecord) -> list[Mark]:
     """The thaw events as vertical lines."""
     found = []
@@ -149,6 +203,7 @@ def around_thaws(run: RunRecord) -> list[Around]:
                 fmean(before) if before else None,
                 fmean(after) if after else None,
                 max(norms) if norms else None,
+                next((record for record in run.spikes if not opening.planned and record.get("thaw_epoch") == opening.epoch), None),
             )
         )
     return rows

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from distill.plan_picture import draw, drawable, svg
-from distill.report.chart import Chart, figure, short
-from distill.report.curves import around_thaws, marks, plan_charts, training_charts
+from distill.report.chart import short
+from distill.report.course import schedule, training
 from distill.report.facts import ExportFacts, ModelRow, ReportFacts
 from distill.report.gallery import GalleryItem
 from distill.report.markup import empty, img, millions, number_cell, plain, table
@@ -42,8 +40,8 @@ def render(run: RunRecord, facts: ReportFacts) -> str:
     sections = [
         ("result", "Result", _result(run, facts)),
         ("gallery", "Gallery", _gallery(run, facts.gallery)),
-        ("training", "Training", _training(run)),
-        ("thaw", "Schedule", _schedule(run)),
+        ("training", "Training", training(run)),
+        ("thaw", "Schedule", schedule(run)),
         ("exports", "Exported files", _exports(run, facts)),
         ("lineage", "Lineage and configuration", _lineage(run, facts)),
     ]
@@ -211,90 +209,6 @@ def _gallery(run: RunRecord, items: Sequence[GalleryItem]) -> str:
     )
 
 
-def _training(run: RunRecord) -> str:
-    charts = training_charts(run)
-    if not charts:
-        return empty(
-            "No metrics were recorded yet; they appear while this run trains:", run.directory, "train --resume"
-        )
-    events = marks(run)
-    legend = (
-        '<p class="soft legend">Where stages open. The label is the block, and how many stages came with it.</p>'
-        if events
-        else ""
-    )
-    without = (
-        ""
-        if _has(charts, "Distillation terms")
-        else "<p>This run trained without a teacher: no distillation loss was recorded.</p>"
-    )
-    return legend + without + _charts(run, charts, "c") + _validation_table(run)
-
-
-def _validation_table(run: RunRecord) -> str:
-    if not run.validations:
-        return '<p class="empty">No validation was recorded yet; the first follows the first epoch.</p>'
-    keys = [
-        ("auc", "AUC"),
-        ("avg_l2", "avg L2"),
-        ("avg_l2_mean_of", "avg L2 (mean of)"),
-        ("min_l2", "min L2"),
-        ("ap", "AP in/out"),
-        ("kl_teacher", "KL from the teacher"),
-        ("l2_teacher", "L2 from the teacher"),
-    ]
-    keys = [(key, title) for key, title in keys if any(number(record, key) is not None for record in run.validations)]
-    lines = []
-    for record in run.validations:
-        cells = "".join(f"<td>{number_cell(number(record, key), 4)}</td>" for key, _ in keys)
-        lines.append(f'<tr><th scope="row">{run.place(record):.4g}</th><td>{int(record["step"])}</td>{cells}</tr>')
-    shown = table(
-        "", "Validation after each of these epochs.", ["Epochs", "Steps", *(title for _, title in keys)], lines
-    )
-    return f"<details><summary>Validation as a table</summary>{shown}</details>"
-
-
-def _schedule(run: RunRecord) -> str:
-    if not run.plan:
-        return empty(
-            "No plan lies beside this run; its schedule is compiled and written by", run.directory, "train --resume"
-        )
-    said = "".join(f"<p>{escape(str(text))}</p>" for text in _texts(run.plan, "messages"))
-    warned = "".join(f'<p class="note" role="note">{escape(str(text))}</p>' for text in _texts(run.plan, "warnings"))
-    return said + warned + _plan_picture(run) + _charts(run, plan_charts(run), "p") + _thaw_table(run)
-
-
-def _plan_picture(run: RunRecord) -> str:
-    if not drawable(run.plan):
-        return ""
-    drawing = draw(run.plan)
-    data = base64.b64encode(svg(drawing).encode()).decode("ascii")
-    return (
-        f'<figure class="plan"><img src="data:image/svg+xml;base64,{data}" alt="{escape(drawing.told)}" '
-        f'width="{drawing.width:g}" height="{drawing.height:g}" style="max-width:100%;height:auto"></figure>'
-    )
-
-
-def _thaw_table(run: RunRecord) -> str:
-    rows = around_thaws(run)
-    if not rows:
-        return '<p class="empty">Nothing opens in this run; <code>--finetune</code> opens the backbone.</p>'
-    lines = []
-    for row in rows:
-        opening = row.opening
-        cells = [number_cell(value, 3) for value in (row.thaw_time, row.weight, row.before, row.after, row.grad_norm)]
-        state = " <small>to come</small>" if opening.planned else ""
-        lines.append(
-            f'<tr><th scope="row">{opening.epoch}{state}</th>'
-            f'<td class="text wrap">{escape(", ".join(opening.opened))}</td>'
-            + "".join(f"<td>{cell}</td>" for cell in cells)
-            + "</tr>"
-        )
-    heads = ["Epoch", "Opened", "Thaw time", "Weight", "Loss before", "Loss after", "Top gradient norm"]
-    note = "Thaw events. Losses are means over the epoch before and the epoch after; the norm is the greatest after."
-    return table("", note, heads, lines, text=(0, 1))
-
-
 def _exports(run: RunRecord, facts: ReportFacts) -> str:
     if not facts.exports:
         return empty(
@@ -370,22 +284,6 @@ def _footer(facts: ReportFacts) -> str:
     ]
     entries = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in terms)
     return f"<footer><dl>{entries}</dl></footer>"
-
-
-def _charts(run: RunRecord, charts: Sequence[Chart], prefix: str) -> str:
-    events = marks(run)
-    figures = "".join(figure(chart, events, run.length, f"{prefix}{i}") for i, chart in enumerate(charts))
-    kind = "charts pairs" if len(charts) in (2, 4) else "charts"
-    return f'<div class="{kind}">{figures}</div>' if figures else ""
-
-
-def _has(charts: Sequence[Chart], title: str) -> bool:
-    return any(chart.title == title for chart in charts)
-
-
-def _texts(plan: Mapping[str, Any], key: str) -> list[Any]:
-    value = plan.get(key)
-    return value if isinstance(value, list) else []
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -17,7 +17,7 @@ from typing import Any
 from distill.report.errors import ReportError
 
 Record = Mapping[str, Any]
-_KINDS = ("start", "step", "epoch", "validation", "thaw")  # the trainer writes others, which say nothing here
+_KINDS = ("start", "step", "epoch", "validation", "thaw", "spike")  # the trainer writes others, which say nothing here
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class RunRecord:
     epochs: tuple[Record, ...] = ()
     validations: tuple[Record, ...] = ()
     thaws: tuple[Record, ...] = ()
+    spikes: tuple[Record, ...] = ()
 
     @cached_property
     def steps_per_epoch(self) -> int:
@@ -122,6 +123,7 @@ def read_run(run_dir: Path) -> RunRecord:
         epochs=tuple(by_kind["epoch"]),
         validations=tuple(by_kind["validation"]),
         thaws=tuple(by_kind["thaw"]),
+        spikes=tuple(by_kind["spike"]),
     )
 
 

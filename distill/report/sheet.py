@@ -6,12 +6,13 @@ from __future__ import annotations
 STYLE = """
 :root { color-scheme: light dark;
   --ground: #faf9f6; --card: #ffffff; --ink: #1c2127; --soft: #5b646e; --faint: #e5e2db; --line: #cfcbc2;
-  --s0: #1f66ad; --s1: #bf5a0e; --s2: #2b7f5c; --thaw: #7b5cc4; --good: #2b7f5c; --warn: #8a4b00;
-  --warn-ground: #fdf1dc;
+  --s0: #1f66ad; --s1: #bf5a0e; --s2: #2b7f5c; --s4: #a3264f; --thaw: #7b5cc4; --good: #2b7f5c; --warn: #8a4b00;
+  --spike: #c62828; --warn-ground: #fdf1dc;
   --student: #eaf2fa; }
 @media (prefers-color-scheme: dark) { :root {
   --ground: #14171b; --card: #1b1f25; --ink: #e7e9ec; --soft: #9aa4af; --faint: #2b313a; --line: #3c444f;
-  --s0: #74b3f0; --s1: #f0a15c; --s2: #6cc9a1; --thaw: #b49df0; --good: #6cc9a1; --warn: #f3c374;
+  --s0: #74b3f0; --s1: #f0a15c; --s2: #6cc9a1; --s4: #f08cae; --thaw: #b49df0; --good: #6cc9a1; --warn: #f3c374;
+  --spike: #ff7b72;
   --warn-ground: #322714;
   --student: #1d2a38; } }
 * { box-sizing: border-box; }
@@ -69,18 +70,26 @@ figure { margin: 0; }
 .key i { display: inline-block; width: 16px; height: 0; border-top: 3px solid; margin-right: 5px;
   vertical-align: .25em; }
 svg { display: block; width: 100%; height: auto; touch-action: pan-y; }
-.s0 { --hue: var(--s0); } .s1 { --hue: var(--s1); } .s2 { --hue: var(--s2); } .s3 { --hue: var(--thaw); }
+.s0 { --hue: var(--s0); } .s1 { --hue: var(--s1); } .s2 { --hue: var(--s2); } .s3 { --hue: var(--thaw); } .s4 { --hue: var(--s4); }
 .ref { --hue: var(--soft); }
 .key i { border-color: var(--hue); } .key.s1 i { border-top-style: dashed; }
   .key.s2 i, .key.ref i { border-top-style: dotted; }
 .line { fill: none; stroke: var(--hue); stroke-width: 1.9; stroke-linejoin: round; stroke-linecap: round; }
 .line.s1 { stroke-dasharray: 6 3.5; } .line.s2 { stroke-dasharray: 1.5 3.5; }
+.line.s3 { stroke-dasharray: 10 3 2 3; } .line.s4 { stroke-dasharray: 3 2; }
 .line.ref { stroke-dasharray: 2 4; stroke-width: 1.3; }
 .band { fill: var(--hue); opacity: .17; } .dot { fill: var(--hue); }
 .grid { stroke: var(--faint); } .axis { stroke: var(--line); }
 .tick { fill: var(--soft); font-size: 10.5px; font-variant-numeric: tabular-nums; }
 line.thaw { stroke: var(--thaw); stroke-dasharray: 3 3; opacity: .6; } line.planned { opacity: .3; }
 text.thaw { fill: var(--thaw); font-size: 9.5px; } text.planned { opacity: .65; }
+line.spike { stroke: var(--spike); stroke-width: 1.2; } path.spike { fill: var(--spike); }
+.legend.spiked::before { border-left-style: solid; border-left-color: var(--spike); }
+.strips { background: var(--card); border: 1px solid var(--faint); border-radius: 12px; padding: 14px; margin: 14px 0; break-inside: avoid; }
+.strips figcaption p { color: var(--soft); font-size: .84rem; line-height: 1.4; margin: 2px 0 6px; max-width: none; }
+.shade, .scale i { fill: var(--s0); background: var(--s0); } .row { fill: var(--ink); font-size: 11px; }
+.scale { display: flex; gap: 8px; align-items: center; font-size: .82rem; color: var(--soft); }
+.scale span { display: flex; } .scale i { width: 22px; height: 11px; }
 .cursor { stroke: var(--ink); opacity: .5; }
 .legend::before { content: ""; display: inline-block; height: 1em; border-left: 2px dashed var(--thaw);
   margin-right: 8px;
@@ -108,7 +117,8 @@ dt { font-weight: 600; color: var(--ink); } dd { margin: 0; }
   dd { margin-bottom: 8px; } }
 @media print { :root { color-scheme: light; --ground: #fff; --card: #fff; --ink: #000; --soft: #444; --faint: #ddd;
   --line: #999;
-  --s0: #1f66ad; --s1: #bf5a0e; --s2: #2b7f5c; --thaw: #7b5cc4; --good: #2b7f5c; --warn: #8a4b00; --warn-ground: #fff;
+  --s0: #1f66ad; --s1: #bf5a0e; --s2: #2b7f5c; --s4: #a3264f; --thaw: #7b5cc4; --good: #2b7f5c; --warn: #8a4b00;
+  --spike: #c62828; --warn-ground: #fff;
   --student: #eef; } body { font-size: 10.5pt; } nav, .at { display: none; } h2 { break-after: avoid; }
   tr { break-inside: avoid; } .charts { grid-template-columns: 1fr 1fr; } .scroll { overflow: visible; }
   .trio > div { grid-template-columns: repeat(3, 1fr); } .note { border: 1px solid; } }
