@@ -13,7 +13,8 @@ import torch
 
 from distill.cli import main
 from distill.errors import ConfigurationError, DataError
-from distill.lineage import ABSENT, CHANGED, OK, UNCHECKED, Link, lineage
+from distill.lineage import lineage
+from distill.links import ABSENT, CHANGED, OK, UNCHECKED, Link
 from distill.readers import open_data
 from students.onnx_runtime import file_digest
 from teachers.cache.reader import CacheReader
