@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -176,14 +175,11 @@ def _used_cache(run: Path, stated: str, made_of: Mapping[str, Any]) -> Iterator[
     teacher = _mapping(made_of, "teacher")
     members = teacher.get("members")
     if isinstance(members, list):  # an ensemble's, in the order of its caches
-        from teachers.cache.ensemble import split_spec
-
-        for spec, member in zip_longest(stated.split(","), members, fillvalue=""):
+        for spec, member in zip(_parted(stated, len(members), run), members, strict=True):
             if isinstance(member, Mapping):
-                yield from _used_cache(run, split_spec(spec.strip())[0], member)
+                yield from _used_cache(run, spec, member)
         return
-    places = [Path(stated), run.resolve().parent.parent / stated]
-    found = next((place for place in places if stated and (place / "cache.json").is_file()), None)
+    found = _cache_at(stated, run)
     if found is None:
         yield teacher_link(teacher, "")
         yield Link("cache", stated or "unnamed", str(made_of["cache"]), ABSENT)
@@ -191,18 +187,43 @@ def _used_cache(run: Path, stated: str, made_of: Mapping[str, Any]) -> Iterator[
     yield from _cache_links(found, str(made_of["cache"]), data=False)
 
 
-def _unlabelled(run: Path, data: Mapping[str, Any], made_of: Mapping[str, Any]) -> Iterator[Link]:
-    """Pictures, teacher and cache of each unlabelled cache that a run learned from as well."""
-    from teachers.cache.format import MANIFEST, Manifest
+def _cache_at(stated: str, run: Path) -> Path | None:
+    """The cache that a run names, with a weight or without: from here, or from the directory that holds the run's ``runs``."""
+    from teachers.cache.ensemble import split_spec
     from teachers.errors import CacheError
 
-    caches = [part.strip() for part in str(data.get("unlabelled", "")).split(",")]
+    with suppress(CacheError):  # what is behind its colon is no weight: a name of something else
+        bare = split_spec(stated)[0]
+        places = [place for name in (stated, bare) for place in (Path(name).expanduser(), run.resolve().parent.parent / name)]
+        return next((place for place in places if stated and (place / "cache.json").is_file()), None)
+    return None
+
+
+def _parted(stated: str, count: int, run: Path) -> list[str]:
+    """``A:0.6,B:0.4`` as the ``count`` caches that it names, though a comma may belong to the path of one."""
+    parts, found = stated.split(","), list[str]()
+    while parts and len(found) < count:
+        # The longest name of a cache that is there, as long as it leaves something to each of the others.
+        longest = len(parts) - (count - len(found)) + 1
+        there = (size for size in range(longest, 0, -1) if _cache_at(",".join(parts[:size]).strip(), run) is not None)
+        taken = longest if len(found) == count - 1 else next(there, 1)
+        found.append(",".join(parts[:taken]).strip())
+        parts = parts[taken:]
+    return [*found, *[""] * (count - len(found))]
+
+
+def _unlabelled(run: Path, data: Mapping[str, Any], made_of: Mapping[str, Any]) -> Iterator[Link]:
+    """Pictures, teacher and cache of each unlabelled cache that a run learned from as well."""
+    from teachers.cache.format import Manifest
+    from teachers.errors import CacheError
+
+    stated = made_of.get("unlabelled")
+    entries = stated if isinstance(stated, list) else []
+    caches = _parted(str(data.get("unlabelled", "")), len(entries), run)
     places = [part.strip() for part in str(data.get("unlabelled_data", "")).split(",")]
-    entries = made_of.get("unlabelled")
-    for number, entry in enumerate(entries if isinstance(entries, list) else ()):
-        cache = caches[number] if number < len(caches) else ""
+    for number, (cache, entry) in enumerate(zip(caches, entries, strict=True)):
         place = places[number] if number < len(places) else ""
-        found = next((each for each in (Path(cache), run.resolve().parent.parent / cache) if (each / MANIFEST).is_file()), None)
+        found = _cache_at(cache, run)
         if found is not None and not place:
             with suppress(CacheError):  # told of by the cache's own link
                 place = built_with(Manifest.load(found).command).data or ""

@@ -7,7 +7,6 @@ shard's maps are not read.
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,11 +83,13 @@ def cached_data_link(reader: Any, spec: str) -> Link:
 
 
 def built_with(command: str) -> argparse.Namespace:
-    """Data and teacher in the command line that a cache records."""
+    """Data and teacher in the command line that a cache records, as they are found from here."""
+    from teachers.cache.command import words_of
+
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
     parser.add_argument("--data")
     parser.add_argument("--teacher")
-    return parser.parse_known_args(shlex.split(command))[0]
+    return parser.parse_known_args(words_of(command))[0]
 
 
 def teacher_link(teacher: Mapping[str, Any], spec: str) -> Link:

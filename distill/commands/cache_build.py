@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,11 +117,13 @@ def _shards(text: str) -> tuple[int, ...]:
 
 def _command(args: argparse.Namespace, spec: str, split: str, seed: int, codec: str) -> str:
     """The command line that builds this cache, without --out: the cache names it when something must be mended."""
+    from teachers.cache.command import recorded_command
+
     words = ["distill", "cache", "build", "--data", spec, "--split", split, "--teacher", args.teacher]
     words += ["--views", str(args.views), "--codec", codec, "--seed", str(seed), *teacher_words(args)]
     # A shard that is built again in other batches has the same maps, but not to the last bit.
     words += ["--batch", str(args.batch)] if args.batch != BATCH else []
-    return shlex.join(words)
+    return recorded_command(words)
 
 
 def _existing(path: Path) -> Manifest | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,11 +107,12 @@ def _first(shards: list[int], limit: int = 10) -> str:
 def _fill_in(args: argparse.Namespace, manifest: Manifest) -> None:
     """Data and teacher that were not given, from the command that built the cache."""
     from distill.errors import ConfigurationError
+    from teachers.cache.command import words_of
 
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
     for name in ("--data", "--split"):
         parser.add_argument(name)
-    words = shlex.split(manifest.command)
+    words = words_of(manifest.command)
     built, _ = parser.parse_known_args(words)
     if args.data is None and args.images is None:
         args.data, args.split = built.data, args.split or built.split

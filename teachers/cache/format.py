@@ -16,7 +16,7 @@ A cache is a directory::
   ``scenes_per_shard``, and ``keys``: for the scenes that it adds to the cache (those beyond every earlier segment), in
   order, the 8-byte BLAKE2b digest of each scene's key (UTF-8), concatenated, in base64. A segment adds scenes and then
   starts at view 0, or adds views to scenes that are there and then has no keys.
-- ``command``: how the cache was last asked for; for messages only.
+- ``command``: how the cache was last asked for, and in which directory; for messages only (:mod:`teachers.cache.command`).
 - ``digest``: BLAKE2b-16 (hex) of the canonical JSON (sorted keys, no spaces, ASCII) of all other members.
 
 *Identity* is the members ``format, version, teacher, source, codec, heatmap_size, has_inout``; its digest is BLAKE2b-16
