@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +16,7 @@ import numpy as np
 from teachers.build_work import Work, choose_work, no_cache_to_mend, process_part, scene_numbers, wanted_manifest
 from teachers.cache.codecs import codec_named
 from teachers.cache.format import MANIFEST, SHARDS, Span
+from teachers.cache.memo import PictureMemo
 from teachers.cache.reader import CacheReader
 from teachers.cache.remedies import rebuild_remedy
 from teachers.cache.writer import (
@@ -28,6 +29,7 @@ from teachers.cache.writer import (
 )
 from teachers.contract import SceneViews, Teacher, ViewSource
 from teachers.errors import CacheError
+from teachers.picture_check import CheckRecord, PictureCheck, check_pictures
 from teachers.shard_draft import ShardDraft, WaitingViews
 
 
@@ -54,7 +56,7 @@ class BuildSummary:
     """What a build did. ``skipped`` lists (scene key, reason) of the scenes skipped by this call, ``skipped_before`` counts those in
     shards that were there; ``shards_replaced`` of ``shards_written`` were there; ``shards_elsewhere`` are missing shards that belong to
     other parts, or to scenes or views that were not asked for; ``teacher_seconds`` of ``seconds`` went into the teacher's forward
-    passes; ``part`` (index, count) is this process's share."""
+    passes; ``part`` (index, count) is this process's share; ``pictures`` are those of its shards that were there already."""
 
     shards_written: int
     shards_replaced: int
@@ -69,6 +71,7 @@ class BuildSummary:
     part: tuple[int, int]
     skipped_before: int = 0
     skipped: tuple[tuple[str, str], ...] = ()
+    pictures: PictureCheck = field(default_factory=PictureCheck)
 
     @property
     def complete(self) -> bool:
@@ -84,7 +87,7 @@ class _Load(NamedTuple):
     number: int
     first: bool
     views: range
-    future: Future[SceneViews]
+    future: Future[tuple[SceneViews, bytes]]
 
 
 def build_cache(
@@ -99,6 +102,7 @@ def build_cache(
     part: tuple[int, int] = (0, 1),
     on_error: str = "stop",
     report: Callable[[BuildRecord], None] | None = None,
+    report_check: Callable[[CheckRecord], None] | None = None,
     workers: int = 1,
     command: str = "",
     rebuild: Sequence[int] = (),
@@ -112,7 +116,8 @@ def build_cache(
     two batches or two scenes a worker, are in memory. ``command`` is recorded for the cache's messages (``source.mend`` if empty).
     ``retry_skipped`` computes the shards again that skipped a scene which can be read now, ``rebuild`` names shards to compute and
     no others; each is computed whole, and takes the old one's place only then. A scene that was skipped and still cannot be read
-    stays skipped, whatever ``on_error`` says.
+    stays skipped, whatever ``on_error`` says. Before the first batch the pictures of the shards that are there are compared with those that
+    they were built from (not with ``rebuild``), and ``report_check`` is told; one that can no longer be read is an error, or with "skip" listed.
 
     Raises :class:`CacheError` if the cache is of another teacher, data set or view policy, if annotations or pictures have changed
     since it was begun, or if a map cannot be stored; OSError if the disk is full or read-only.
@@ -138,6 +143,12 @@ def build_cache(
         path, manifest, reader, numbers, source, views=views, size=teacher.input_size, part=(index, count), rebuild=rebuild,
         retry_skipped=retry_skipped,
     )
+    memo, checked = PictureMemo(path, manifest.scenes), PictureCheck()
+    if not rebuild:
+        checked = check_pictures(
+            reader, source, numbers, work.to_check(reader, (index, count)), memo=memo, workers=workers, skip_unreadable=on_error == "skip",
+            report=report_check,
+        )
     totals = sum(span.scenes for span in work.spans()), sum(span.scenes * span.views for span in work.spans())
     scenes_done = views_done = rows = size = written = replaced = 0
     teacher_seconds = 0.0
@@ -159,7 +170,7 @@ def build_cache(
                     last = load.views.stop == span.view_stop
                     if not draft.skipped[load.scene]:
                         try:
-                            loaded = load.future.result()
+                            loaded, stamp = load.future.result()
                         except Exception as error:
                             tolerated = on_error == "skip" or (given_up is not None and given_up[load.scene])
                             if not tolerated or not getattr(error, "mendable", False) or not load.first:
@@ -169,6 +180,8 @@ def build_cache(
                             skipped.append((key, str(error)))
                         else:
                             _accept(reader, work, draft, waiting, load, loaded, source)
+                            if load.first:
+                                memo.note(span.scene_start + load.scene, loaded.picture_digest, stamp)
                     views_done += len(load.views)
                     scenes_done += last
                     while len(waiting) >= batch_images:
@@ -179,6 +192,7 @@ def build_cache(
                 metadata = shard_metadata(identity, span, manifest.keys_of(span), skipped_reasons(draft.reasons))
                 again = span.shard in work.replaced
                 size += write_shard(path, span, draft.tensors(manifest), metadata, replace=again)
+                memo.save()
                 if again:
                     reader.replaced(span.shard)
                 written += 1
@@ -201,6 +215,7 @@ def build_cache(
         (index, count),
         work.skipped,
         tuple(skipped),
+        checked,
     )
 
 
@@ -225,8 +240,9 @@ def _loads(
                 number = int(numbers[span.scene_start + scene])
                 for start in range(span.view_start, span.view_stop, batch_images):
                     views = range(start, min(start + batch_images, span.view_stop))
-                    future = pool.submit(source.load, number, views, size)
-                    yield _Load(span, scene, number, start == span.view_start, views, future)
+                    first = start == span.view_start
+                    future = pool.submit(_stamped, source, number, views, size, first)
+                    yield _Load(span, scene, number, first, views, future)
 
     ahead: deque[_Load] = deque()
     images = 0
@@ -237,6 +253,12 @@ def _loads(
             images -= len(ahead[0].views)
             yield ahead.popleft()
     yield from ahead
+
+
+def _stamped(source: ViewSource, number: int, views: range, size: tuple[int, int], first: bool) -> tuple[SceneViews, bytes]:
+    """Views of a scene; with the ``first`` of them the stamp that its picture had before it was read: a change meanwhile makes it a wrong one."""
+    stamp = source.picture_stamp(number) if first else b""
+    return source.load(number, views, size), stamp
 
 
 def _accept(

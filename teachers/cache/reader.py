@@ -133,6 +133,10 @@ class CacheReader:
         opened = self._table.get(shard, payload=False)
         return opened.digests[position - opened.span.scene_start, 0].tobytes()
 
+    def pictures_in(self, shard: int) -> np.ndarray:
+        """The pictures' digests of a shard's scenes ``[S,16]`` uint8; zeros for one that it skipped."""
+        return self._table.get(shard, payload=False).digests[:, 0]
+
     def skipped_in(self, shard: int) -> np.ndarray:
         """Which scenes of a shard were skipped ``[S]`` bool."""
         return self._table.get(shard, payload=False).skipped.astype(bool)
