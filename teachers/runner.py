@@ -29,6 +29,7 @@ from teachers.cache.writer import (
 )
 from teachers.contract import SceneViews, Teacher, ViewSource
 from teachers.errors import CacheError
+from teachers.launch import Launch, OthersSummary, OthersWork
 from teachers.picture_check import CheckRecord, PictureCheck, check_pictures
 from teachers.shard_draft import ShardDraft, WaitingViews
 
@@ -37,7 +38,9 @@ from teachers.shard_draft import ShardDraft, WaitingViews
 class BuildRecord:
     """How far a build is, after each batch: of this process's share, counted from the start of this call.
 
-    ``views`` and ``scenes`` are done (skipped ones included), ``rows`` computed, ``bytes`` written; ``seconds`` since the start.
+    ``views`` and ``scenes`` are done (skipped ones included), ``rows`` computed, ``bytes`` written; ``seconds`` since the start. ``shard`` is
+    the one worked on, -1 while other processes are waited for; ``others_views`` of ``others_views_total`` are in shards of the launch's other
+    processes that are on disk (both 0 but in its first process).
     """
 
     shard: int
@@ -49,6 +52,8 @@ class BuildRecord:
     bytes: int
     skipped: int
     seconds: float
+    others_views: int = 0
+    others_views_total: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,8 @@ class BuildSummary:
     """What a build did. ``skipped`` lists (scene key, reason) of the scenes skipped by this call, ``skipped_before`` counts those in
     shards that were there; ``shards_replaced`` of ``shards_written`` were there; ``shards_elsewhere`` are missing shards that belong to
     other parts, or to scenes or views that were not asked for; ``teacher_seconds`` of ``seconds`` went into the teacher's forward
-    passes; ``part`` (index, count) is this process's share; ``pictures`` are those of its shards that were there already."""
+    passes; ``part`` (index, count) is this process's share; ``pictures`` are those of its shards that were there already;
+    ``others`` is what the launch's other processes did, in its first process, which waits for them."""
 
     shards_written: int
     shards_replaced: int
@@ -72,6 +78,7 @@ class BuildSummary:
     skipped_before: int = 0
     skipped: tuple[tuple[str, str], ...] = ()
     pictures: PictureCheck = field(default_factory=PictureCheck)
+    others: OthersSummary | None = None
 
     @property
     def complete(self) -> bool:
@@ -107,6 +114,7 @@ def build_cache(
     command: str = "",
     rebuild: Sequence[int] = (),
     retry_skipped: bool = False,
+    launch: Launch | None = None,
 ) -> BuildSummary:
     """Compute what cache ``path`` lacks of ``source`` × ``views``, and nothing else; create the cache if there is none.
 
@@ -118,6 +126,8 @@ def build_cache(
     no others; each is computed whole, and takes the old one's place only then. A scene that was skipped and still cannot be read
     stays skipped, whatever ``on_error`` says. Before the first batch the pictures of the shards that are there are compared with those that
     they were built from (not with ``rebuild``), and ``report_check`` is told; one that can no longer be read is an error, or with "skip" listed.
+
+    The first process of a ``launch`` counts what the others do as well, and returns when they have ended.
 
     Raises :class:`CacheError` if the cache is of another teacher, data set or view policy, if annotations or pictures have changed
     since it was begun, or if a map cannot be stored; OSError if the disk is full or read-only.
@@ -149,6 +159,14 @@ def build_cache(
             reader, source, numbers, work.to_check(reader, (index, count)), memo=memo, workers=workers, skip_unreadable=on_error == "skip",
             report=report_check,
         )
+    others = OthersWork(path)
+    if launch is not None and launch.rank == 0:
+        whole = choose_work(
+            path, manifest, reader, numbers, source, views=views, size=teacher.input_size, part=part, rebuild=rebuild, retry_skipped=retry_skipped
+        )
+        others = OthersWork(path, [span for span in whole.spans() if span.shard % count != index], whole.replaced)
+    if launch is not None:
+        launch.begin()
     totals = sum(span.scenes for span in work.spans()), sum(span.scenes * span.views for span in work.spans())
     scenes_done = views_done = rows = size = written = replaced = 0
     teacher_seconds = 0.0
@@ -156,8 +174,10 @@ def build_cache(
 
     def tell(shard: int) -> None:
         if report is not None:
+            others.look()
             seconds = time.perf_counter() - started
-            report(BuildRecord(shard, scenes_done, totals[0], views_done, totals[1], rows, size, len(skipped), seconds))
+            ours = scenes_done, totals[0], views_done, totals[1], rows, size, len(skipped), seconds
+            report(BuildRecord(shard, *ours, others.views, others.views_total))
 
     with ThreadPoolExecutor(max(workers, 1), thread_name_prefix="views") as pool:
         try:
@@ -201,6 +221,12 @@ def build_cache(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    waited = None
+    if launch is not None and launch.rank == 0:
+        for _ in others.wait(launch):
+            tell(-1)
+        tell(-1)
+        waited = others.summary(reader, launch)
     return BuildSummary(
         written,
         replaced,
@@ -216,6 +242,7 @@ def build_cache(
         work.skipped,
         tuple(skipped),
         checked,
+        waited,
     )
 
 

@@ -110,12 +110,20 @@ class CacheReader:
     def skipped(self) -> Iterator[Skipped]:
         """The scenes that were skipped, with the reason, over all shards on disk."""
         for opened in self.present_shards():
-            for _, key, reason in json.loads(opened.reasons):
-                yield Skipped(key, reason, opened.span.shard)
+            yield from self.skipped_scenes_in(opened.span.shard)
+
+    def skipped_scenes_in(self, shard: int) -> Iterator[Skipped]:
+        """The scenes that a shard skipped, with the reason."""
+        for _, key, reason in json.loads(self._table.get(shard, payload=False).reasons):
+            yield Skipped(key, reason, shard)
 
     def rows(self) -> int:
         """Rows (view, head) over all shards on disk."""
         return sum(int(opened.offsets[-1]) for opened in self.present_shards())
+
+    def rows_in(self, shard: int) -> int:
+        """Rows (view, head) of a shard."""
+        return int(self._table.get(shard, payload=False).offsets[-1])
 
     def size(self) -> int:
         """Bytes on disk of manifest and shards."""
