@@ -36,7 +36,7 @@ from teachers.shard_draft import ShardDraft, WaitingViews
 
 @dataclass(frozen=True, slots=True)
 class BuildRecord:
-    """How far a build is, after each batch: of this process's share, counted from the start of this call.
+    """How far a build is, at the beginning and after each batch: of this process's share, counted from the start of this call.
 
     ``views`` and ``scenes`` are done (skipped ones included), ``rows`` computed, ``bytes`` written; ``seconds`` since the start. ``shard`` is
     the one worked on, -1 while other processes are waited for; ``others_views`` of ``others_views_total`` are in shards of the launch's other
@@ -179,6 +179,8 @@ def build_cache(
             ours = scenes_done, totals[0], views_done, totals[1], rows, size, len(skipped), seconds
             report(BuildRecord(shard, *ours, others.views, others.views_total))
 
+    if len(work.shards):
+        tell(int(work.shards[0]))  # that it begins: time is counted from here
     with ThreadPoolExecutor(max(workers, 1), thread_name_prefix="views") as pool:
         try:
             loads = _loads(pool, path, work, numbers, source, teacher.input_size, batch_images, max(workers, 1))

@@ -175,3 +175,33 @@ def test_numbers_of_shards_are_judged(capsys: pytest.CaptureFixture[str]) -> Non
         with pytest.raises(SystemExit):
             main(["cache", "build", "--data", "d", "--teacher", "0", "--out", "o", f"--rebuild={text}"])
         assert "names no shards; write their numbers, such as 3 or 3,17" in capsys.readouterr().err
+
+
+def test_a_live_answer_that_is_not_finite_is_named_and_the_exit_code_is_1(
+    built: tuple[Path, Path], teachers: list[TinyTeacher], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, cache = built
+    forward = TinyTeacher.forward
+
+    def ill(self: TinyTeacher, *inputs: Any) -> Any:
+        out = forward(self, *inputs)
+        if self.images == 2:  # of the second view that is looked at, one cell
+            out.heatmap[0, 3, 5] = float("nan")
+        return out
+
+    monkeypatch.setattr(TinyTeacher, "forward", ill)
+    assert main(["cache", "verify", str(cache), "--rows", "6", "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    (row,) = report["not_finite"]
+    assert re.fullmatch(r"scene '00\d\.png', view [01], head 0", row)
+    assert (report["ok"], report["rows"]) == (False, 6) and report["excess"] <= 1
+    assert main(["cache", "verify", str(cache), "--rows", "6"]) == 1
+    shown = capsys.readouterr()
+    assert "NOT as the live teacher" in shown.out and f"{row}: the live teacher's answer is not finite" in shown.err
+    # Not one that could be compared.
+    monkeypatch.setattr(TinyTeacher, "forward", lambda *inputs: (out := forward(*inputs))._replace(inout=out.inout + float("inf")))
+    assert main(["cache", "verify", str(cache), "--rows", "6", "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert (len(report["not_finite"]), report["excess"], report["max_error"]) == (6, None, None)
+    assert main(["cache", "verify", str(cache), "--rows", "6"]) == 1
+    assert "n/a" in capsys.readouterr().out
