@@ -95,8 +95,10 @@ class OthersWork:
         if not self._spans or (not now and time.monotonic() - self._looked < LOOK_SECONDS):
             return False
         self._looked, before = time.monotonic(), len(self._done)
-        with os.scandir(self._path / SHARDS) as entries:
-            there = {entry.name for entry in entries}
+        try:
+            there = set(os.listdir(self._path / SHARDS))
+        except FileNotFoundError:
+            return False  # the first shard makes the directory
         for span in self._spans:
             shard = span.shard
             if shard not in self._done and shard_name(shard) in there and self._before.get(shard) != self._stamp(shard):
