@@ -23,7 +23,8 @@ Run a teacher over exactly the views that a student will see, and keep its heatm
 
 The cache is a directory of immutable shards. Stop the command whenever you like, kill it even: run the same line again and
 it goes on, and only what is missing is computed. More scenes or more --views later: the same holds. A cache of another
-teacher, data set or view policy is refused, never mixed.
+teacher, data set or view policy is refused, never mixed. So are annotations or pictures that have changed since (pictures that were touched are read
+again), with the command that computes just their shards anew.
 """
 BUILD_EXAMPLES = """\
 examples:

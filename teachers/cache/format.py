@@ -4,7 +4,8 @@ A cache is a directory::
 
     cache.json                       the manifest: what was run on what, and which shard holds which scenes and views
     shards/00000.safetensors         immutable shards, numbered from 0, five digits or more
-    .lock, shards/.00000.XXXX.tmp    a writer's own; readers ignore every name that begins with a dot
+    .lock, .pictures,                a writer's own (:mod:`teachers.cache.memo`, :mod:`teachers.cache.writer`); readers ignore every
+    shards/.00000.XXXX.tmp           name that begins with a dot
 
 **Manifest.** ``cache.json`` is UTF-8 JSON with these members:
 
@@ -306,7 +307,12 @@ class Manifest:
             if manifest.codec not in CODECS or len(manifest.key_bytes()) != KEY_BYTES * manifest.scenes:
                 raise KeyError("codec or keys")
             return manifest
-        except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError, binascii.Error) as error:
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise CacheError(
+                f"{path} is damaged, or not a cache's manifest ({error}); restore it from a copy, delete the cache and build it again with "
+                "`distill cache build`, or give the directory that `distill cache build --out` wrote"
+            ) from None
+        except (KeyError, TypeError, binascii.Error) as error:
             raise CacheError(
                 f"{path} is not a cache's manifest ({error}); give the directory that `distill cache build --out` wrote"
             ) from None
@@ -321,6 +327,8 @@ class Manifest:
             raise CacheError(
                 f"{cache} is no cache: it has no {MANIFEST}; build one with `distill cache build --out {cache}`"
             ) from None
+        except (PermissionError, IsADirectoryError) as error:
+            raise CacheError(f"{path} cannot be read ({error.strerror}); make it readable") from None
         return cls.from_json(data, path)
 
 

@@ -65,12 +65,8 @@ def write_whole(path: Path, chunks: Iterable[bytes | memoryview]) -> int:
         with contextlib.suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):
-            raise OSError(
-                error.errno,
-                f"{error.strerror or error}: writing failed, what was there before is whole; make room or choose another "
-                "place, and run the same command again",
-                str(path),
-            ) from error
+            remedy = "writing failed, what was there before is whole; make room or choose another place, and run the same command again"
+            raise _named(error, path, remedy) from error
         raise
     return size
 
@@ -108,7 +104,11 @@ def _writer_ended(path: Path) -> bool:
 @contextlib.contextmanager
 def _locked(cache: Path) -> Iterator[None]:
     """One process at a time changes the manifest; the lock goes with the process that holds it."""
-    with (cache / ".lock").open("a") as file:
+    try:
+        file = (cache / ".lock").open("a")
+    except OSError as error:
+        raise _named(error, cache / ".lock", "the cache cannot be added to; make its directory writable, or give another --out") from error
+    with file:
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -140,7 +140,12 @@ def _make_directory(cache: Path) -> None:
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(error.errno, f"{error.strerror or error}: no cache can be made there; give another --out", str(cache)) from error
+        raise _named(error, cache, "no cache can be made there; give another --out") from error
+
+
+def _named(error: OSError, path: Path, remedy: str) -> OSError:
+    """``error`` again, with the file's name and what to do."""
+    return OSError(error.errno, f"{error.strerror or error}: {remedy}", str(path))
 
 
 def plan_manifest(cache: Path, wanted: Manifest, keys: Sequence[str], views: int, scenes_per_shard: int) -> Manifest:
@@ -194,5 +199,5 @@ def write_shard(
     path = shard_path(cache, span.shard)
     if path.exists() and not replace:
         return 0
-    path.parent.mkdir(exist_ok=True)
+    _make_directory(path.parent)
     return write_whole(path, shard_chunks(tensors, metadata))
