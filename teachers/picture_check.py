@@ -60,11 +60,18 @@ def check_pictures(
     error for a picture that cannot be read, unless ``skip_unreadable``.
     """
     started, done, read, failed = time.perf_counter(), 0, 0, 0
+    workers = max(workers, 1)
     stale: set[int] = set()
-    first = ""
+    first, told = len(numbers), ""
     unread: dict[str, str] = {}
-    spans = [reader.manifest.span(int(shard)) for shard in shards]
-    total = sum(int((numbers[span.scene_start : span.scene_stop] >= 0).sum()) for span in spans)
+
+    def spans() -> Iterator[Span]:
+        return (reader.manifest.span(int(shard)) for shard in shards)
+
+    def known(span: Span) -> int:
+        return int((numbers[span.scene_start : span.scene_stop] >= 0).sum())
+
+    total = sum(map(known, spans()))
 
     def compare(items: Sequence[_Item]) -> Iterator[tuple[_Item, bytes | Exception | None]]:
         """What each picture's digest is now; None if it need not be read."""
@@ -85,10 +92,11 @@ def check_pictures(
                 memo.note(place, stored, stamp)
             yield item, found
 
-    with ThreadPoolExecutor(max(workers, 1), thread_name_prefix="pictures") as pool:
-        for span in spans:
+    with ThreadPoolExecutor(workers, thread_name_prefix="pictures") as pool:
+        for span in spans():
             items = list(_items(reader, span, numbers))
-            shares = [items[first::workers] for first in range(max(workers, 1))]
+            total -= known(span) - len(items)  # skipped scenes have no picture to be compared with
+            shares = [items[start::workers] for start in range(workers)]
             for results in pool.map(lambda share: list(compare(share)), shares):
                 for (place, number, stored), found in results:
                     done += 1
@@ -100,10 +108,9 @@ def check_pictures(
                         unread[source.keys[number]] = str(found)
                     elif found is not None and found != stored:
                         stale.add(place)
-                        first = first or (
-                            f"the picture of scene {source.keys[number]!r} has changed: cache {reader.path} was built from {stored.hex()}, it is now "
-                            f"{found.hex()}"
-                        )
+                        if place < first:
+                            both = f"was built from {stored.hex()}, it is now {found.hex()}"
+                            first, told = place, f"the picture of scene {source.keys[number]!r} has changed: cache {reader.path} {both}"
             memo.save()
             if report is not None:
                 report(CheckRecord(done, total, read, time.perf_counter() - started))
@@ -111,7 +118,7 @@ def check_pictures(
         missing = set(reader.missing_shards())
         concerned = {shard for place in stale for shard in reader.manifest.shards_of(place)} - missing
         others = f", and those of {len(stale) - 1} more scenes" if len(stale) > 1 else ""
-        raise CacheError(f"{first}{others}; put the old picture back, or {rebuild_remedy(reader.path, reader.manifest, concerned)}")
+        raise CacheError(f"{told}{others}; put the old picture back, or {rebuild_remedy(reader.path, reader.manifest, concerned)}")
     return PictureCheck(done - failed, read, tuple(unread.items()))
 
 

@@ -52,7 +52,7 @@ def test_a_changed_picture_of_a_finished_cache_is_noticed_and_the_remedy_works(t
     teacher = TinyTeacher()
     told = r"picture of scene '001.png' has changed: .* [0-9a-f]{32}, it is now [0-9a-f]{32}, and those of 1 more scenes; put .* --rebuild 0,2,3,5`"
     with pytest.raises(CacheError, match=told):
-        build(cache, source, teacher, views=3)
+        build(cache, source, teacher, views=3, workers=3)
     with pytest.raises(CacheError, match=told):
         plan_build(cache, teacher, source, views=3, heads=source.heads, trial=False)
     assert teacher.images == 0
@@ -118,6 +118,11 @@ def test_a_picture_that_is_gone_stops_a_build_or_is_listed(tmp_path: Path) -> No
         build(cache, source)
     check = build(cache, source, on_error="skip").pictures
     assert (check.pictures, [key for key, _ in check.unread]) == (5, ["004.png"])
+    # One that was skipped has nothing to be compared with.
+    records: list[CheckRecord] = []
+    build(tmp_path / "skipped", source, on_error="skip")
+    assert build(tmp_path / "skipped", source, report_check=records.append).pictures.pictures == 5
+    assert (records[-1].pictures, records[-1].pictures_total) == (5, 5)
 
 
 def test_each_part_compares_the_pictures_of_its_own_shards(tmp_path: Path) -> None:
