@@ -16,7 +16,7 @@ from teachers.cache.format import SHARDS, Span, shard_name
 from teachers.cache.reader import CacheReader
 from teachers.cache.writer import shard_path
 
-BEGUN, ENDED = "cache build: begun", "cache build: ended"
+BEGUN, ENDED, FAILED = "cache build: begun", "cache build: ended", "cache build: failed"
 LOOK_SECONDS = 2.0  # between two looks at the directory: it may hold thousands of files, on a network
 # A launcher ends the whole launch when a process of its machine fails; that one of another machine is gone may show in nothing but silence.
 SILENCE_SECONDS = 3600.0
@@ -35,9 +35,14 @@ class Launch:
         else:
             self._store.wait([BEGUN], timedelta(seconds=SILENCE_SECONDS))
 
-    def end(self) -> None:
+    def end(self, *, failed: bool = False) -> None:
         """Say that this process has done its share, or failed."""
+        self._store.add(FAILED, int(failed))
         self._store.add(ENDED, 1)
+
+    def failed(self) -> int:
+        """How many processes have failed so far."""
+        return int(self._store.add(FAILED, 0))
 
     def running(self) -> int:
         """How many of the other processes have not ended; for one that has not ended itself."""
@@ -59,20 +64,24 @@ def joined() -> Iterator[Launch | None]:
     launch = Launch(store, rank, processes)
     try:
         yield launch
-    finally:
-        launch.end()
+    except BaseException:
+        launch.end(failed=True)
+        raise
+    launch.end()
 
 
 @dataclass(frozen=True, slots=True)
 class OthersSummary:
     """What the other processes of a launch did: ``shards_written``, their ``rows`` and ``bytes``, and the scenes that they ``skipped`` as
-    (key, reason). ``processes`` counts all of the launch; ``silent`` those that had not ended when this one stopped waiting."""
+    (key, reason). ``processes`` counts all of the launch; ``failed`` those of the others that failed, and
+    ``silent`` those that had not ended when this one stopped waiting."""
 
     processes: int
     shards_written: int
     rows: int
     bytes: int
     silent: int
+    failed: int
     skipped: tuple[tuple[str, str], ...] = ()
 
 
@@ -132,4 +141,4 @@ class OthersWork:
             rows += reader.rows_in(shard)
             size += shard_path(self._path, shard).stat().st_size
             skipped += [(one.key, one.reason) for one in reader.skipped_scenes_in(shard)]
-        return OthersSummary(launch.processes, len(self._done), rows, size, launch.running(), tuple(skipped))
+        return OthersSummary(launch.processes, len(self._done), rows, size, launch.running(), launch.failed(), tuple(skipped))

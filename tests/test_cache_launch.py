@@ -89,7 +89,9 @@ def test_a_shard_that_is_computed_again_counts_when_its_file_is_another(store: d
     Launch(store, 1, 2).end()
     assert list(others.wait(launch)) == []
     done = others.summary(reader, launch)
-    assert (done.shards_written, done.rows, done.silent) == (1, reader.rows_in(1), 0)
+    assert (done.shards_written, done.rows, done.silent, done.failed) == (1, reader.rows_in(1), 0, 0)
+    Launch(store, 2, 3).end(failed=True)
+    assert others.summary(reader, launch).failed == 1
 
 
 def test_the_others_begin_when_the_first_has_counted(store: distributed.Store, monkeypatch: pytest.MonkeyPatch) -> None:

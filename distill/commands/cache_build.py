@@ -229,6 +229,12 @@ def run_build(args: argparse.Namespace) -> int:
         warn(f"and {len(summary.pictures.unread) - LISTED} more pictures cannot be compared")
     if skipped and not summary.rows and not CacheReader(args.out).rows():
         raise CacheError(f"no scene could be read: all {len(skipped)} were skipped; check --data, and run this again with --retry-skipped")
+    if summary.others is not None and summary.others.failed:
+        # Each has said why; that nothing is missing would be no comfort, since a changed picture may be the reason.
+        raise CacheError(
+            f"{summary.others.failed} of {summary.others.processes} processes failed, as they say themselves ({summary.shards_elsewhere} shards are missing); "
+            "mend that, and run the same command again"
+        )
     if args.json:
         print_json({**asdict(summary), "complete": summary.complete, "path": str(args.out)})
         return 0
