@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +18,7 @@ from distill.scenes import Scene, SceneSet
 from distill.source import SceneSource
 from distill.views import ViewPolicy
 from students.errors import RunError
+from teachers.cache.command import words_of
 from teachers.cache.ensemble import CacheEnsemble, Space, open_caches, split_spec
 from teachers.cache.format import Manifest
 from teachers.cache.reader import CachedView, CacheReader
@@ -91,7 +91,7 @@ def recorded_data(cache: str, option: str, instead: str = "") -> tuple[str, str]
     :class:`ConfigurationError`, which names ``option`` as the remedy, where it is not recorded or no longer there.
     """
     path = split_spec(cache)[0]
-    words = shlex.split(Manifest.load(Path(path)).command)
+    words = words_of(Manifest.load(Path(path)).command)
     built = dict(pairwise(words))
     spec, split = instead or built.get("--data", ""), built.get("--split", "trainval")
     if not spec:

@@ -1,48 +1,35 @@
 """What an artefact was made from: the chain from pictures and annotations to an exported file, and where it is broken.
 
-Every artefact records the digests of what it was made from. Here they are read back, and what is cheap is computed again from
-what lies on disk: the digest of annotations, of stored weights, of a cache's manifest and small tensors, of an exported file. Pictures are not
-opened (`distill cache verify` does), and a shard's maps are not read.
+Every artefact records the digests of what it was made from. Here they are read back and put in order; :mod:`distill.links` compares each with
+the disk.
 """
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import json
 import re
-import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from distill.errors import ConfigurationError, DataError
-
-OK, CHANGED, ABSENT, UNCHECKED = "ok", "CHANGED", "not here", "not checked"
-
-
-@dataclass(frozen=True)
-class Link:
-    """One link: ``what`` it is, its name, the digest that is recorded of it, and how that compares with the disk.
-
-    ``what`` is "data", "teacher", "cache", "scenes", "backbone", "weights", "run", "export" or "web page". ``status`` is "ok", "CHANGED" (what is on
-    disk is not what the next link was made from), "not here" (it cannot be found, so nothing was compared) or "not checked"; ``note`` says the rest.
-    """
-
-    what: str
-    name: str
-    digest: str
-    status: str
-    note: str = ""
-
-    @property
-    def state(self) -> str:
-        """Status and note in one phrase."""
-        return f"{self.status}: {self.note}" if self.note else self.status
+from distill.links import (
+    ABSENT,
+    CHANGED,
+    OK,
+    UNCHECKED,
+    Link,
+    built_with,
+    cached_data_link,
+    data_link,
+    export_link,
+    teacher_link,
+    weights_link,
+)
 
 
 @dataclass(frozen=True)
@@ -82,7 +69,7 @@ def lineage(text: str) -> Chain:
     return Chain(text, "data set", tuple(_data_set_links(text, path)))
 
 
-# -- data ---------------------------------------------------------------------------------------------------------------
+# -- a data set and what is no artefact ---------------------------------------------------------------------------
 
 
 def _data_set_links(text: str, path: Path) -> Iterator[Link]:
@@ -119,85 +106,7 @@ def _artefacts_below(path: Path) -> list[str]:
     return [*found, *map(str, sorted(path.glob("*.onnx")))][:6]
 
 
-def _data_link(spec: str, split: str, digest: str) -> Link:
-    """The annotations that a run was trained on, against those that are there now."""
-    from distill.readers import open_data
-    from distill.readers.opening import place_of
-
-    name = f"{spec} {split}".strip()
-    if not spec:
-        return Link("data", name or "unnamed", digest, UNCHECKED, "it is not recorded where it was")
-    if not place_of(spec).exists():
-        return Link("data", name, digest, ABSENT)
-    try:
-        found = open_data(spec, split)
-    except DataError as error:
-        return Link("data", name, digest, CHANGED, str(error))
-    if found.digest() != digest:
-        return Link("data", name, digest, CHANGED, f"the annotations there now have digest {found.digest()}")
-    return Link("data", name, digest, OK, f"{len(found)} scenes; pictures are not opened")
-
-
-# -- teacher and cache --------------------------------------------------------------------------------------------------
-
-
-def _teacher_link(teacher: Mapping[str, Any], spec: str) -> Link:
-    """The teacher that a cache states, against the weights of that name on disk."""
-    from teachers.onnx_teacher import is_onnx, split_name
-
-    name, digest = str(teacher.get("name", "unnamed")), str(teacher.get("weights", ""))
-    if is_onnx(spec):
-        return _onnx_link(name, digest, split_name(spec)[0])
-    if teacher.get("architecture") == "onnx":
-        return Link("teacher", name, digest, UNCHECKED, "an ONNX file, and it is not recorded where it was")
-    directory = _teacher_directory(spec or name)
-    if directory is None:
-        return Link("teacher", name, digest, UNCHECKED, "made of several files")
-    if not (directory / "model.json").is_file():
-        return Link("teacher", name, digest, ABSENT, f"no stored model in {directory}")
-    return _weights_link("teacher", name, digest, directory)
-
-
-def _onnx_link(name: str, digest: str, file: Path) -> Link:
-    """A black box against its file."""
-    from teachers.errors import BlackBoxError
-    from teachers.onnx_graph import read_graph
-
-    if not file.is_file():
-        return Link("teacher", name, digest, ABSENT, f"no file {file}")
-    try:
-        found = read_graph(file).digest
-    except BlackBoxError as error:
-        return Link("teacher", name, digest, CHANGED, str(error))
-    return Link("teacher", name, digest, OK if found == digest else CHANGED, str(file) if found == digest else f"{file} has digest {found}")
-
-
-def _teacher_directory(spec: str) -> Path | None:
-    """Where a teacher of that name lies, whether or not it is there; nothing is fetched."""
-    from teachers.catalogue import DEMO, store
-    from teachers.published import CATALOGUE
-
-    if spec.startswith("timm:"):
-        return None
-    if spec == "demo":
-        return DEMO
-    if spec in CATALOGUE:
-        return store() / spec
-    return Path(spec) / "student" if (Path(spec) / "student" / "model.json").is_file() else Path(spec)
-
-
-def _weights_link(what: str, name: str, digest: str, directory: Path) -> Link:
-    """A stored model's weights, digested again, against ``digest``."""
-    from teachers.errors import WeightsError
-    from teachers.weights import WEIGHTS, read_tensors, tensors_digest
-
-    try:
-        found = tensors_digest(read_tensors(directory / WEIGHTS))
-    except WeightsError as error:
-        return Link(what, name, digest, CHANGED, str(error))
-    if found != digest:
-        return Link(what, name, digest, CHANGED, f"{directory / WEIGHTS} has digest {found}")
-    return Link(what, name, digest, OK, str(directory / WEIGHTS))
+# -- cache ---------------------------------------------------------------------------------------------------------
 
 
 def _cache_links(path: Path, recorded: str | None = None, *, data: bool = True) -> Iterator[Link]:
@@ -211,10 +120,10 @@ def _cache_links(path: Path, recorded: str | None = None, *, data: bool = True) 
         yield Link("cache", str(path), recorded or "", CHANGED, str(error))
         return
     manifest = reader.manifest
-    built = _built_with(manifest.command)
+    built = built_with(manifest.command)
     if data:
-        yield _cached_data_link(reader, built.data or "")
-    yield _teacher_link(manifest.teacher, built.teacher or "")
+        yield cached_data_link(reader, built.data or "")
+    yield teacher_link(manifest.teacher, built.teacher or "")
     identity = manifest.identity_digest()
     if recorded is not None and recorded != identity:
         yield Link("cache", str(path), recorded, CHANGED, f"the cache there now is {identity}")
@@ -231,48 +140,14 @@ def _cache_links(path: Path, recorded: str | None = None, *, data: bool = True) 
     yield Link("cache", str(path), identity, OK, f"{counts}, {rows}; maps are checked by `distill cache verify`")
 
 
-def _built_with(command: str) -> argparse.Namespace:
-    """Data and teacher in the command line that a cache records."""
-    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
-    parser.add_argument("--data")
-    parser.add_argument("--teacher")
-    return parser.parse_known_args(shlex.split(command))[0]
-
-
-def _cached_data_link(reader: Any, spec: str) -> Link:
-    """The boxes and gaze points that a cache was built with, scene by scene, against the annotations on disk."""
-    from distill.readers import open_data
-    from distill.readers.opening import place_of
-    from distill.source import SceneSource
-    from distill.views import ViewPolicy
-    from teachers.errors import CacheError
-
-    source = reader.source_identity
-    split = str(source.get("split", ""))
-    name = f"{spec or source.get('reader', 'unnamed')} {split}".strip()
-    if not spec:
-        return Link("data", name, "", UNCHECKED, "the cache does not record where it was")
-    if not place_of(spec).exists():
-        return Link("data", name, "", ABSENT)
-    try:
-        scenes = open_data(spec, split)
-        reader.check_annotations(SceneSource(scenes, ViewPolicy(**source["views"])))
-    except (DataError, CacheError) as error:
-        return Link("data", name, "", CHANGED, str(error))
-    except (KeyError, TypeError):
-        return Link("data", name, scenes.digest(), UNCHECKED, "the cache is of a view policy that this version does not know")
-    known = sum(reader.position(scene.key) is not None for scene in scenes.scenes)
-    return Link("data", name, scenes.digest(), OK, f"{known} of {len(scenes)} scenes are in the cache, with these annotations")
-
-
-# -- run, stored model, export ------------------------------------------------------------------------------------------
+# -- run, stored model, export --------------------------------------------------------------------------------------
 
 
 def _run_links(run: Path, *, exports: bool = True) -> Iterator[Link]:
     config = _read(run / "config.json")
     facts, data = _mapping(config, "facts"), _mapping(config, "data")
     made_of = _mapping(facts, "lineage")
-    yield _data_link(str(data.get("data", "")), str(made_of.get("split", "train")), str(made_of.get("data", "")))
+    yield data_link(str(data.get("data", "")), str(made_of.get("split", "train")), str(made_of.get("data", "")))
     if "cache" in made_of:
         yield from _used_cache(run, str(data.get("cache", "")), made_of)
     yield from _unlabelled(run, data, made_of)
@@ -292,12 +167,12 @@ def _run_links(run: Path, *, exports: bool = True) -> Iterator[Link]:
         differing = sorted(key for key in {*recorded, *made_of} if recorded.get(key) != made_of.get(key))
         yield Link("run", str(run), digest, CHANGED, f"its student states another {', '.join(differing)} than its config.json")
     else:
-        yield _weights_link("run", str(run), digest, student)
+        yield weights_link("run", str(run), digest, student)
     for beside in sorted((run / "exports").glob("*.json")) if exports else ():
         content = _read(beside)
         file = beside.with_name(str(content.get("file", f"{beside.stem}.onnx")))
         if file.is_file():
-            yield _export_link(file, content, digest)
+            yield export_link(file, content, digest)
     if exports:
         from distill.web_lineage import page_links
 
@@ -309,37 +184,59 @@ def _used_cache(run: Path, stated: str, made_of: Mapping[str, Any]) -> Iterator[
     teacher = _mapping(made_of, "teacher")
     members = teacher.get("members")
     if isinstance(members, list):  # an ensemble's, in the order of its caches
-        from teachers.cache.ensemble import split_spec
-
-        for spec, member in zip_longest(stated.split(","), members, fillvalue=""):
+        for spec, member in zip(_parted(stated, len(members), run), members, strict=True):
             if isinstance(member, Mapping):
-                yield from _used_cache(run, split_spec(spec.strip())[0], member)
+                yield from _used_cache(run, spec, member)
         return
-    places = [Path(stated), run.resolve().parent.parent / stated]
-    found = next((place for place in places if stated and (place / "cache.json").is_file()), None)
+    found = _cache_at(stated, run)
     if found is None:
-        yield _teacher_link(teacher, "")
+        yield teacher_link(teacher, "")
         yield Link("cache", stated or "unnamed", str(made_of["cache"]), ABSENT)
         return
     yield from _cache_links(found, str(made_of["cache"]), data=False)
 
 
-def _unlabelled(run: Path, data: Mapping[str, Any], made_of: Mapping[str, Any]) -> Iterator[Link]:
-    """Pictures, teacher and cache of each unlabelled cache that a run learned from as well."""
-    from teachers.cache.format import MANIFEST, Manifest
+def _cache_at(stated: str, run: Path) -> Path | None:
+    """The cache that a run names, with a weight or without: from here, or from the directory that holds the run's ``runs``."""
+    from teachers.cache.ensemble import split_spec
     from teachers.errors import CacheError
 
-    caches = [part.strip() for part in str(data.get("unlabelled", "")).split(",")]
+    with suppress(CacheError):  # what is behind its colon is no weight: a name of something else
+        bare = split_spec(stated)[0]
+        places = [place for name in (stated, bare) for place in (Path(name).expanduser(), run.resolve().parent.parent / name)]
+        return next((place for place in places if stated and (place / "cache.json").is_file()), None)
+    return None
+
+
+def _parted(stated: str, count: int, run: Path) -> list[str]:
+    """``A:0.6,B:0.4`` as the ``count`` caches that it names, though a comma may belong to the path of one."""
+    parts, found = stated.split(","), list[str]()
+    while parts and len(found) < count:
+        # The longest name of a cache that is there, as long as it leaves something to each of the others.
+        longest = len(parts) - (count - len(found)) + 1
+        there = (size for size in range(longest, 0, -1) if _cache_at(",".join(parts[:size]).strip(), run) is not None)
+        taken = longest if len(found) == count - 1 else next(there, 1)
+        found.append(",".join(parts[:taken]).strip())
+        parts = parts[taken:]
+    return [*found, *[""] * (count - len(found))]
+
+
+def _unlabelled(run: Path, data: Mapping[str, Any], made_of: Mapping[str, Any]) -> Iterator[Link]:
+    """Pictures, teacher and cache of each unlabelled cache that a run learned from as well."""
+    from teachers.cache.format import Manifest
+    from teachers.errors import CacheError
+
+    stated = made_of.get("unlabelled")
+    entries = stated if isinstance(stated, list) else []
+    caches = _parted(str(data.get("unlabelled", "")), len(entries), run)
     places = [part.strip() for part in str(data.get("unlabelled_data", "")).split(",")]
-    entries = made_of.get("unlabelled")
-    for number, entry in enumerate(entries if isinstance(entries, list) else ()):
-        cache = caches[number] if number < len(caches) else ""
+    for number, (cache, entry) in enumerate(zip(caches, entries, strict=True)):
         place = places[number] if number < len(places) else ""
-        found = next((each for each in (Path(cache), run.resolve().parent.parent / cache) if (each / MANIFEST).is_file()), None)
+        found = _cache_at(cache, run)
         if found is not None and not place:
             with suppress(CacheError):  # told of by the cache's own link
-                place = _built_with(Manifest.load(found).command).data or ""
-        yield _data_link(place, str(entry.get("split", "")), str(entry.get("data", "")))
+                place = built_with(Manifest.load(found).command).data or ""
+        yield data_link(place, str(entry.get("split", "")), str(entry.get("data", "")))
         yield from _used_cache(run, cache, entry)
 
 
@@ -373,7 +270,7 @@ def _model_links(directory: Path) -> Iterator[Link]:
     yield from _backbone(facts)
     if "source" in facts:
         yield Link("weights", str(facts["source"]), "", UNCHECKED, f"licence {facts.get('licence', 'not stated')}")
-    yield _weights_link("weights", str(description.get("name", directory)), str(description.get("weights_digest", "")), directory)
+    yield weights_link("weights", str(description.get("name", directory)), str(description.get("weights_digest", "")), directory)
 
 
 def _export_links(file: Path) -> Iterator[Link]:
@@ -391,23 +288,7 @@ def _export_links(file: Path) -> Iterator[Link]:
     else:
         yield from _stated_links(_mapping(content, "lineage"))
         yield Link("run", str(content.get("name", "unnamed")), str(content.get("weights_digest", "")), ABSENT, "exported elsewhere")
-    yield _export_link(file, content, student)
-
-
-def _export_link(file: Path, content: Mapping[str, Any], student: str | None) -> Link:
-    """An exported file against the JSON beside it, and against the student of its run."""
-    from students.onnx_runtime import export_digest, export_files
-
-    stated = str(content.get("digest", ""))
-    if missing := [each.name for each in export_files(file) if not each.is_file()]:
-        return Link("export", str(file), stated, CHANGED, f"{missing[0]} is not beside it")
-    found = export_digest(file)
-    if found != stated:
-        return Link("export", str(file), stated, CHANGED, f"the file has digest {found}")
-    source = str(content.get("weights_digest", ""))
-    if student is not None and source != student:
-        return Link("export", str(file), stated, CHANGED, f"exported from weights {source}, the run's student is now {student}: export it again")
-    return Link("export", str(file), stated, OK, f"{file.stat().st_size / 1e6:.1f} MB")
+    yield export_link(file, content, student)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shlex
 import struct
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 # Both are carved from the training file and share its scenes' keys: one cache of the file serves either.
 FILES = {"train": "trainval", "val": "trainval"}
+# File systems count time in steps of up to two seconds (FAT).
+FRESH_NS = 2_000_000_000
 # VideoAttentionTarget's trainval holds every sixth frame, as training does, but its val holds every frame: what is named to
 # build a cache for val must be val itself, whose frames are then in the same cache beside the others.
 EVERY_FRAME = {("vat", "val")}
@@ -105,6 +109,21 @@ class SceneSource:
         path = self.scenes.scenes[scene].picture
         data = read_bytes(path)
         return decode(data, path, exif=self.exif), digest_bytes(data)
+
+    def picture_digest(self, scene: int) -> bytes:
+        """The 16-byte digest of a scene's picture file; :class:`PictureError` names one that cannot be read."""
+        return digest_bytes(read_bytes(self.scenes.scenes[scene].picture))
+
+    def picture_stamp(self, scene: int) -> bytes:
+        """Inode, size and times of change of a scene's picture file; empty if it is not there or changed just now."""
+        try:
+            facts = os.stat(self.scenes.scenes[scene].picture)
+        except OSError:
+            return b""
+        # A file that was written in this very tick of the clock may be written again in it, and would keep its stamp.
+        if time.time_ns() - max(facts.st_mtime_ns, facts.st_ctime_ns) < FRESH_NS:
+            return b""
+        return struct.pack("<QQqq", facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
 
     def draw(self, scene: int, views: Sequence[int], width: int, height: int) -> tuple[Scene, list[View]]:
         """The scene in [0,1] of its picture of ``width`` × ``height`` pixels, and the geometry of its ``views``.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import ConfigurationError
-from distill.lineage import ABSENT, CHANGED, OK, UNCHECKED, Link
+from distill.links import ABSENT, CHANGED, OK, UNCHECKED, Link
 from distill.web_export import PAGE, RECORD
 
 

@@ -13,9 +13,11 @@ import torch
 from teachers.build_work import choose_work, readable, scene_numbers, wanted_manifest
 from teachers.cache.codecs import codec_named
 from teachers.cache.format import MANIFEST, Manifest, Span
+from teachers.cache.memo import PictureMemo
 from teachers.cache.reader import CacheReader
 from teachers.cache.writer import plan_manifest
 from teachers.contract import Teacher, ViewSource
+from teachers.picture_check import check_pictures
 from teachers.shard_draft import answer
 
 # A header of six tensors and the metadata takes 750 to 900 bytes.
@@ -65,12 +67,14 @@ def plan_build(
     if reader is not None and not rebuild:
         reader.check_annotations(source)
     numbers = scene_numbers(manifest, source)
-    spans = list(
-        choose_work(
-            path, manifest, reader, numbers, source, views=views, size=teacher.input_size, part=part, rebuild=rebuild,
-            retry_skipped=retry_skipped,
-        ).spans()
+    work = choose_work(
+        path, manifest, reader, numbers, source, views=views, size=teacher.input_size, part=part, rebuild=rebuild,
+        retry_skipped=retry_skipped,
     )
+    if reader is not None and not rebuild:
+        memo = PictureMemo(path, reader.scenes, writes=False)
+        check_pictures(reader, source, numbers, work.to_check(reader, part), memo=memo, skip_unreadable=True)
+    spans = list(work.spans())
     rows = images = size = 0
     for span in spans:
         inside = sum(heads(int(number)) for number in numbers[span.scene_start : span.scene_stop])

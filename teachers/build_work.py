@@ -30,6 +30,12 @@ class Work:
     def spans(self) -> Iterator[Span]:
         return (self.manifest.span(int(shard)) for shard in self.shards)
 
+    def to_check(self, reader: CacheReader, part: tuple[int, int]) -> np.ndarray:
+        """The shards on disk of part ``part`` (index, count) that are not computed again: their pictures are to be compared."""
+        index, count = part
+        there = np.setdiff1d(np.arange(reader.manifest.shards, dtype=np.int32), reader.missing_shards())
+        return np.setdiff1d(there[there % count == index], self.shards)
+
 
 def wanted_manifest(teacher: Teacher, source: ViewSource, codec: str, command: str = "") -> Manifest:
     """The manifest that a cache of ``teacher`` and ``source`` begins with: its identity, and no segments."""

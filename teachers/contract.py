@@ -83,3 +83,11 @@ class ViewSource(Protocol):
     def annotation_digests(self, scene: int) -> tuple[bytes, bytes]:
         """(boxes digest, points digest) without opening the picture, 16 bytes each."""
         ...
+
+    def picture_digest(self, scene: int) -> bytes:
+        """The digest of the picture's file, 16 bytes, which is read but not decoded; raises as ``load`` does."""
+        ...
+
+    def picture_stamp(self, scene: int) -> bytes:
+        """What changes whenever the picture's file does, without reading it; empty where nothing can be relied on."""
+        ...

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +16,7 @@ import numpy as np
 from teachers.build_work import Work, choose_work, no_cache_to_mend, process_part, scene_numbers, wanted_manifest
 from teachers.cache.codecs import codec_named
 from teachers.cache.format import MANIFEST, SHARDS, Span
+from teachers.cache.memo import PictureMemo
 from teachers.cache.reader import CacheReader
 from teachers.cache.remedies import rebuild_remedy
 from teachers.cache.writer import (
@@ -28,14 +29,18 @@ from teachers.cache.writer import (
 )
 from teachers.contract import SceneViews, Teacher, ViewSource
 from teachers.errors import CacheError
+from teachers.launch import Launch, OthersSummary, OthersWork
+from teachers.picture_check import CheckRecord, PictureCheck, check_pictures
 from teachers.shard_draft import ShardDraft, WaitingViews
 
 
 @dataclass(frozen=True, slots=True)
 class BuildRecord:
-    """How far a build is, after each batch: of this process's share, counted from the start of this call.
+    """How far a build is, at the beginning and after each batch: of this process's share, counted from the start of this call.
 
-    ``views`` and ``scenes`` are done (skipped ones included), ``rows`` computed, ``bytes`` written; ``seconds`` since the start.
+    ``views`` and ``scenes`` are done (skipped ones included), ``rows`` computed, ``bytes`` written; ``seconds`` since the start. ``shard`` is
+    the one worked on, -1 while other processes are waited for; ``others_views`` of ``others_views_total`` are in shards of the launch's other
+    processes that are on disk (both 0 but in its first process).
     """
 
     shard: int
@@ -47,6 +52,8 @@ class BuildRecord:
     bytes: int
     skipped: int
     seconds: float
+    others_views: int = 0
+    others_views_total: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +61,8 @@ class BuildSummary:
     """What a build did. ``skipped`` lists (scene key, reason) of the scenes skipped by this call, ``skipped_before`` counts those in
     shards that were there; ``shards_replaced`` of ``shards_written`` were there; ``shards_elsewhere`` are missing shards that belong to
     other parts, or to scenes or views that were not asked for; ``teacher_seconds`` of ``seconds`` went into the teacher's forward
-    passes; ``part`` (index, count) is this process's share."""
+    passes; ``part`` (index, count) is this process's share; ``pictures`` are those of its shards that were there already;
+    ``others`` is what the launch's other processes did, in its first process, which waits for them."""
 
     shards_written: int
     shards_replaced: int
@@ -69,6 +77,8 @@ class BuildSummary:
     part: tuple[int, int]
     skipped_before: int = 0
     skipped: tuple[tuple[str, str], ...] = ()
+    pictures: PictureCheck = field(default_factory=PictureCheck)
+    others: OthersSummary | None = None
 
     @property
     def complete(self) -> bool:
@@ -84,7 +94,7 @@ class _Load(NamedTuple):
     number: int
     first: bool
     views: range
-    future: Future[SceneViews]
+    future: Future[tuple[SceneViews, bytes]]
 
 
 def build_cache(
@@ -99,10 +109,12 @@ def build_cache(
     part: tuple[int, int] = (0, 1),
     on_error: str = "stop",
     report: Callable[[BuildRecord], None] | None = None,
+    report_check: Callable[[CheckRecord], None] | None = None,
     workers: int = 1,
     command: str = "",
     rebuild: Sequence[int] = (),
     retry_skipped: bool = False,
+    launch: Launch | None = None,
 ) -> BuildSummary:
     """Compute what cache ``path`` lacks of ``source`` × ``views``, and nothing else; create the cache if there is none.
 
@@ -112,7 +124,10 @@ def build_cache(
     two batches or two scenes a worker, are in memory. ``command`` is recorded for the cache's messages (``source.mend`` if empty).
     ``retry_skipped`` computes the shards again that skipped a scene which can be read now, ``rebuild`` names shards to compute and
     no others; each is computed whole, and takes the old one's place only then. A scene that was skipped and still cannot be read
-    stays skipped, whatever ``on_error`` says.
+    stays skipped, whatever ``on_error`` says. Before the first batch the pictures of the shards that are there are compared with those that
+    they were built from (not with ``rebuild``), and ``report_check`` is told; one that can no longer be read is an error, or with "skip" listed.
+
+    The first process of a ``launch`` counts what the others do as well, and returns when they have ended.
 
     Raises :class:`CacheError` if the cache is of another teacher, data set or view policy, if annotations or pictures have changed
     since it was begun, or if a map cannot be stored; OSError if the disk is full or read-only.
@@ -138,6 +153,20 @@ def build_cache(
         path, manifest, reader, numbers, source, views=views, size=teacher.input_size, part=(index, count), rebuild=rebuild,
         retry_skipped=retry_skipped,
     )
+    memo, checked = PictureMemo(path, manifest.scenes), PictureCheck()
+    if not rebuild:
+        checked = check_pictures(
+            reader, source, numbers, work.to_check(reader, (index, count)), memo=memo, workers=workers, skip_unreadable=on_error == "skip",
+            report=report_check,
+        )
+    others = OthersWork(path)
+    if launch is not None and launch.rank == 0:
+        whole = choose_work(
+            path, manifest, reader, numbers, source, views=views, size=teacher.input_size, part=part, rebuild=rebuild, retry_skipped=retry_skipped
+        )
+        others = OthersWork(path, [span for span in whole.spans() if span.shard % count != index], whole.replaced)
+    if launch is not None:
+        launch.begin()
     totals = sum(span.scenes for span in work.spans()), sum(span.scenes * span.views for span in work.spans())
     scenes_done = views_done = rows = size = written = replaced = 0
     teacher_seconds = 0.0
@@ -145,9 +174,13 @@ def build_cache(
 
     def tell(shard: int) -> None:
         if report is not None:
+            others.look()
             seconds = time.perf_counter() - started
-            report(BuildRecord(shard, scenes_done, totals[0], views_done, totals[1], rows, size, len(skipped), seconds))
+            ours = scenes_done, totals[0], views_done, totals[1], rows, size, len(skipped), seconds
+            report(BuildRecord(shard, *ours, others.views, others.views_total))
 
+    if len(work.shards):
+        tell(int(work.shards[0]))  # that it begins: time is counted from here
     with ThreadPoolExecutor(max(workers, 1), thread_name_prefix="views") as pool:
         try:
             loads = _loads(pool, path, work, numbers, source, teacher.input_size, batch_images, max(workers, 1))
@@ -159,7 +192,7 @@ def build_cache(
                     last = load.views.stop == span.view_stop
                     if not draft.skipped[load.scene]:
                         try:
-                            loaded = load.future.result()
+                            loaded, stamp = load.future.result()
                         except Exception as error:
                             tolerated = on_error == "skip" or (given_up is not None and given_up[load.scene])
                             if not tolerated or not getattr(error, "mendable", False) or not load.first:
@@ -169,6 +202,8 @@ def build_cache(
                             skipped.append((key, str(error)))
                         else:
                             _accept(reader, work, draft, waiting, load, loaded, source)
+                            if load.first:
+                                memo.note(span.scene_start + load.scene, loaded.picture_digest, stamp)
                     views_done += len(load.views)
                     scenes_done += last
                     while len(waiting) >= batch_images:
@@ -179,6 +214,7 @@ def build_cache(
                 metadata = shard_metadata(identity, span, manifest.keys_of(span), skipped_reasons(draft.reasons))
                 again = span.shard in work.replaced
                 size += write_shard(path, span, draft.tensors(manifest), metadata, replace=again)
+                memo.save()
                 if again:
                     reader.replaced(span.shard)
                 written += 1
@@ -187,6 +223,12 @@ def build_cache(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    waited = None
+    if launch is not None and launch.rank == 0:
+        for _ in others.wait(launch):
+            tell(-1)
+        tell(-1)
+        waited = others.summary(reader, launch)
     return BuildSummary(
         written,
         replaced,
@@ -201,6 +243,8 @@ def build_cache(
         (index, count),
         work.skipped,
         tuple(skipped),
+        checked,
+        waited,
     )
 
 
@@ -225,8 +269,9 @@ def _loads(
                 number = int(numbers[span.scene_start + scene])
                 for start in range(span.view_start, span.view_stop, batch_images):
                     views = range(start, min(start + batch_images, span.view_stop))
-                    future = pool.submit(source.load, number, views, size)
-                    yield _Load(span, scene, number, start == span.view_start, views, future)
+                    first = start == span.view_start
+                    future = pool.submit(_stamped, source, number, views, size, first)
+                    yield _Load(span, scene, number, first, views, future)
 
     ahead: deque[_Load] = deque()
     images = 0
@@ -237,6 +282,12 @@ def _loads(
             images -= len(ahead[0].views)
             yield ahead.popleft()
     yield from ahead
+
+
+def _stamped(source: ViewSource, number: int, views: range, size: tuple[int, int], first: bool) -> tuple[SceneViews, bytes]:
+    """Views of a scene; with the ``first`` of them the stamp that its picture had before it was read: a change meanwhile makes it a wrong one."""
+    stamp = source.picture_stamp(number) if first else b""
+    return source.load(number, views, size), stamp
 
 
 def _accept(

@@ -54,6 +54,12 @@ class Plain:
     def annotation_digests(self, scene: int) -> tuple[bytes, bytes]:
         return scene.to_bytes(16, "big"), scene.to_bytes(16, "big")
 
+    def picture_digest(self, scene: int) -> bytes:
+        return scene.to_bytes(16, "big")
+
+    def picture_stamp(self, scene: int) -> bytes:
+        return scene.to_bytes(16, "big")
+
     def __call__(self, images: torch.Tensor, boxes: torch.Tensor, image_index: torch.Tensor) -> GazeOutput:
         return GazeOutput(torch.zeros(len(boxes), 2, 2), torch.zeros(len(boxes)))
 

@@ -175,3 +175,72 @@ def test_numbers_of_shards_are_judged(capsys: pytest.CaptureFixture[str]) -> Non
         with pytest.raises(SystemExit):
             main(["cache", "build", "--data", "d", "--teacher", "0", "--out", "o", f"--rebuild={text}"])
         assert "names no shards; write their numbers, such as 3 or 3,17" in capsys.readouterr().err
+
+
+def test_a_live_answer_that_is_not_finite_is_named_and_the_exit_code_is_1(
+    built: tuple[Path, Path], teachers: list[TinyTeacher], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, cache = built
+    forward = TinyTeacher.forward
+
+    def ill(self: TinyTeacher, *inputs: Any) -> Any:
+        out = forward(self, *inputs)
+        if self.images == 2:  # of the second view that is looked at, one cell
+            out.heatmap[0, 3, 5] = float("nan")
+        return out
+
+    monkeypatch.setattr(TinyTeacher, "forward", ill)
+    assert main(["cache", "verify", str(cache), "--rows", "6", "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    (row,) = report["not_finite"]
+    assert re.fullmatch(r"scene '00\d\.png', view [01], head 0", row)
+    assert (report["ok"], report["rows"]) == (False, 6) and report["excess"] <= 1
+    assert main(["cache", "verify", str(cache), "--rows", "6"]) == 1
+    shown = capsys.readouterr()
+    assert "NOT as the live teacher" in shown.out and f"{row}: the live teacher's answer is not finite" in shown.err
+    # Not one that could be compared.
+    monkeypatch.setattr(TinyTeacher, "forward", lambda *inputs: (out := forward(*inputs))._replace(inout=out.inout + float("inf")))
+    assert main(["cache", "verify", str(cache), "--rows", "6", "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert (len(report["not_finite"]), report["excess"], report["max_error"]) == (6, None, None)
+    assert main(["cache", "verify", str(cache), "--rows", "6"]) == 1
+    assert "n/a" in capsys.readouterr().out
+
+
+def test_a_changed_picture_of_a_finished_cache_is_named_and_the_command_mends_it_from_anywhere(
+    teachers: list[TinyTeacher], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home, elsewhere = tmp_path / "my work", tmp_path / "elsewhere"
+    pictures = home / "photos"
+    make_scenes(pictures, 4)
+    make_scenes(tmp_path / "others", 4, seed=9)
+    elsewhere.mkdir()
+    lines = [f"{number:03d}.png,a,5,4,25,20" for number in range(4)]
+    (home / "my heads.csv").write_text("\n".join(["image,person,xmin,ymin,xmax,ymax", *lines]) + "\n")
+    # All as it is typed in a directory of one's own.
+    monkeypatch.chdir(home)
+    words = ["cache", "build", "--images", "photos", "--heads", "my heads.csv", "--teacher", "0", "--views", "2", "--scenes-per-shard", "2"]
+    assert main([*words, "--out", "cache"]) == 0
+    assert main([*words, "--out", "cache"]) == 0
+    assert "nothing was missing, 4 pictures are as they were" in capsys.readouterr().err
+    (pictures / "003.png").write_bytes((tmp_path / "others/003.png").read_bytes())
+    message, (command,) = told(capsys, [*words, "--out", "cache"])
+    assert "the picture of scene '003.png' has changed" in message and command.endswith("--rebuild 1")
+    monkeypatch.chdir(elsewhere)
+    assert run(command) == 0
+    assert teachers[-1].images == 4
+    monkeypatch.chdir(home)
+    assert main([*words, "--out", "cache"]) == 0
+    assert main([*words, "--out", "fresh"]) == 0
+    assert shard_files(home / "cache") == shard_files(home / "fresh")
+
+
+def test_a_place_where_no_directory_can_be_is_refused_with_the_remedy(
+    teachers: list[TinyTeacher], built: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["cache", "build", "--images", str(built[0]), "--teacher", "0", "--views", "2"]
+    (tmp_path / "a file").write_text("mine")
+    for out, says in (("a file", "is a file, and a cache is a directory"), ("a file/below", "no cache can be made there")):
+        message, _ = told(capsys, [*words, "--out", str(tmp_path / out)])
+        assert says in message and "give another --out" in message and str(tmp_path / out) in message
+    assert (tmp_path / "a file").read_text() == "mine"

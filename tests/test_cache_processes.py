@@ -42,11 +42,16 @@ def test_two_launched_processes_and_parts_give_the_bytes_of_one(tmp_path: Path, 
     assert done.returncode == 0, done.stderr[-4000:]
     main_process = json.loads(done.stdout)
     assert main_process["part"] == [0, 2], "two processes were not launched"
+    # The first process looked when the other had ended.
+    assert main_process["complete"] is True and main_process["shards_elsewhere"] == 0
     reader = CacheReader(world.cache)
     shards = reader.manifest.shards
     by_the_other = shards - 1 - main_process["shards_written"]
     assert reader.missing_shards() == [] and main_process["shards_written"] == (shards + 1) // 2
     assert by_the_other == shards // 2 - 1 > 0
+    others = main_process["others"]
+    assert (others["processes"], others["shards_written"], others["silent"], others["skipped"]) == (2, by_the_other, 0, [])
+    assert first["rows"] + main_process["rows"] + others["rows"] == reader.rows()
     assert main([*words[: words.index("--out")], "--out", str(tmp_path / "one"), *words[words.index("--out") + 2 :]]) == 0
     assert shard_files(world.cache) == shard_files(tmp_path / "one")
     # Any number of processes on resumption: what two left, one finishes.

@@ -13,7 +13,8 @@ import torch
 
 from distill.cli import main
 from distill.errors import ConfigurationError, DataError
-from distill.lineage import ABSENT, CHANGED, OK, UNCHECKED, Link, lineage
+from distill.lineage import lineage
+from distill.links import ABSENT, CHANGED, OK, UNCHECKED, Link
 from distill.readers import open_data
 from students.onnx_runtime import file_digest
 from teachers.cache.reader import CacheReader
@@ -256,3 +257,33 @@ def test_the_command_prints_the_chain_and_its_verdict(world: Path, capsys: pytes
     assert facts["whole"] is False
     assert [link["what"] for link in facts["links"] if link["status"] == CHANGED] == ["export"]
     assert main(["info", "runs/frist"]) == 2
+
+
+def test_a_comma_in_a_caches_path_divides_nothing(world: Path) -> None:
+    shutil.copytree("caches/tiny", "caches/hall, north")
+    shutil.copytree("caches/tiny", "caches/b")
+    config = json.loads(Path("runs/first/config.json").read_text())
+    whole = {**config["facts"]["lineage"]}
+    both = [{"cache": whole["cache"], "teacher": whole["teacher"], "weight": 0.5}] * 2
+    for stated, made_of, named in (
+        ("caches/hall, north", whole, ["caches/hall, north"]),
+        ("caches/hall, north:0.6,caches/b:0.4", {**whole, "teacher": {"members": both}}, ["caches/hall, north", "caches/b"]),
+        ("caches/b:0.4,caches/hall, north:0.6", {**whole, "teacher": {"members": both}}, ["caches/b", "caches/hall, north"]),
+        ("caches/b,caches/gone", {**whole, "teacher": {"members": both}}, ["caches/b", "caches/gone"]),
+    ):
+        config["data"]["cache"], config["facts"]["lineage"] = stated, made_of
+        write_json(Path("runs/first/config.json"), config)
+        found = [link for link in lineage("runs/first").links if link.what == "cache"]
+        assert [link.name for link in found] == named, stated
+        assert [link.status for link in found] == [ABSENT if "gone" in name else OK for name in named]
+
+
+def test_a_cache_is_verified_and_its_data_found_from_another_directory(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recorded words are relative; the directory that they were typed in is recorded too."""
+    cache = Path("caches/own").absolute()
+    assert main(["cache", "build", "--data", DATA, "--teacher", "teachers/tiny", "--views", "2", "--out", "caches/own"]) == 0
+    assert statuses(str(cache)) == {"data": OK, "teacher": OK, "cache": OK}
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert statuses(str(cache)) == {"data": OK, "teacher": OK, "cache": OK}
+    assert main(["cache", "verify", str(cache), "--rows", "3"]) == 0

@@ -183,3 +183,11 @@ def test_a_link_to_a_picture_is_a_picture_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "heads.csv").write_text("image,person,xmin,ymin,xmax,ymax\na.png,,1,1,9,9\nb.png,,2,2,9,9\nb.png,,3,3,9,9\n")
     scenes = open_data(f"folder:{tmp_path}", "all").scenes
     assert [(scene.key, [head.box[0] for head in scene.heads]) for scene in scenes] == [("a.png", [1]), ("b.png", [2, 3])]
+
+
+def test_a_byte_that_is_not_utf_8_is_named_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "heads.csv"
+    for mark in (b"", b"\xef\xbb\xbf"):
+        file.write_bytes(mark + "image,person,xmin,ymin,xmax,ymax\r\nü.png,a,1,2,30,40\r\n".encode() + b"caf\xe9.png,b,1,2,30,40\r\n")
+        with pytest.raises(HeadsError, match=r"heads\.csv:3: byte 0xe9 is not UTF-8; save the file as CSV in UTF-8"):
+            read_heads_file(file, Findings())

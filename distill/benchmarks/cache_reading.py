@@ -48,6 +48,12 @@ class RandomMaps:
     def annotation_digests(self, scene: int) -> tuple[bytes, bytes]:
         return scene.to_bytes(16, "big"), scene.to_bytes(16, "big")
 
+    def picture_digest(self, scene: int) -> bytes:
+        return scene.to_bytes(16, "big")
+
+    def picture_stamp(self, scene: int) -> bytes:
+        return scene.to_bytes(16, "big")
+
     def __call__(self, images: torch.Tensor, boxes: torch.Tensor, image_index: torch.Tensor) -> GazeOutput:
         coarse = torch.randn(len(boxes), 1, 8, 8, generator=self._generator) * 6 - 5
         maps = torch.nn.functional.interpolate(coarse, size=(SIDE, SIDE), mode="bilinear", align_corners=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from distill.teacher_options import teacher_from, teacher_words
 if TYPE_CHECKING:
     from distill.console import Bar
     from teachers.cache.format import Manifest
+    from teachers.picture_check import CheckRecord
     from teachers.runner import BuildRecord, BuildSummary
 
 BATCH = 16
@@ -23,7 +23,8 @@ Run a teacher over exactly the views that a student will see, and keep its heatm
 
 The cache is a directory of immutable shards. Stop the command whenever you like, kill it even: run the same line again and
 it goes on, and only what is missing is computed. More scenes or more --views later: the same holds. A cache of another
-teacher, data set or view policy is refused, never mixed.
+teacher, data set or view policy is refused, never mixed. So are annotations or pictures that have changed since (pictures that were touched are read
+again), with the command that computes just their shards anew.
 """
 BUILD_EXAMPLES = """\
 examples:
@@ -118,11 +119,13 @@ def _shards(text: str) -> tuple[int, ...]:
 
 def _command(args: argparse.Namespace, spec: str, split: str, seed: int, codec: str) -> str:
     """The command line that builds this cache, without --out: the cache names it when something must be mended."""
+    from teachers.cache.command import recorded_command
+
     words = ["distill", "cache", "build", "--data", spec, "--split", split, "--teacher", args.teacher]
     words += ["--views", str(args.views), "--codec", codec, "--seed", str(seed), *teacher_words(args)]
     # A shard that is built again in other batches has the same maps, but not to the last bit.
     words += ["--batch", str(args.batch)] if args.batch != BATCH else []
-    return shlex.join(words)
+    return recorded_command(words)
 
 
 def _existing(path: Path) -> Manifest | None:
@@ -139,7 +142,9 @@ def run_build(args: argparse.Namespace) -> int:
     from teachers.build_plan import plan_build
     from teachers.build_work import process_part
     from teachers.cache.reader import CacheReader
+    from teachers.cache.remedies import quoted
     from teachers.errors import CacheError
+    from teachers.launch import joined
     from teachers.runner import build_cache
 
     there = _existing(args.out)
@@ -169,15 +174,31 @@ def run_build(args: argparse.Namespace) -> int:
         else:
             _print_plan(plan, args, process_part(args.part))
         return 0
-    with ExitStack() as stack:
-        bar: Bar | None = None
+    with joined() as launch, ExitStack() as stack:
+        bars: dict[str, Bar] = {}
+
+        def bar_of(title: str, total: int, unit: str) -> Bar:
+            if title not in bars:
+                stack.close()  # of the work before
+                bars[title] = stack.enter_context(progress(title, total=total, unit=unit))
+            return bars[title]
+
+        def report_check(record: CheckRecord) -> None:
+            bar = bar_of("Comparing pictures", record.pictures_total, "pictures")
+            bar.update(record.pictures - bar.done, read=record.read)
 
         def report(record: BuildRecord) -> None:
-            nonlocal bar
-            if bar is None:
-                bar = stack.enter_context(progress("Building cache", total=record.views_total, unit="views"))
+            total = record.views_total + record.others_views_total
+            if not total:
+                return
+            bar = bar_of("Building cache", total, "views")
+            done = record.views + record.others_views
+            if record.shard < 0 and done == bar.done:
+                return  # still waiting
             skipped = {"skipped": record.skipped} if record.skipped else {}
-            bar.update(record.views - bar.done, rows=record.rows, mb=round(record.bytes / 1e6, 1), **skipped)
+            # The rows and megabytes of other processes are counted when they have ended.
+            own = {} if record.others_views_total and not record.views_total else {"rows": record.rows, "mb": round(record.bytes / 1e6, 1)}
+            bar.update(done - bar.done, **own, **skipped)
 
         summary = build_cache(
             args.out,
@@ -190,45 +211,75 @@ def run_build(args: argparse.Namespace) -> int:
             part=args.part,
             on_error=args.on_error,
             report=report,
+            report_check=report_check,
             workers=args.workers,
             command=_command(args, spec, source.split, source.policy.seed, codec),
             rebuild=args.rebuild,
             retry_skipped=args.retry_skipped,
+            launch=launch,
         )
-    for key, reason in summary.skipped[:LISTED]:
+    skipped = [*summary.skipped, *(summary.others.skipped if summary.others else ())]
+    for key, reason in skipped[:LISTED]:
         warn(f"skipped {key}: {reason}")
-    if len(summary.skipped) > LISTED:
-        warn(f"and {len(summary.skipped) - LISTED} more; `distill cache info {args.out}` lists them")
-    if summary.skipped and not summary.rows and not CacheReader(args.out).rows():
+    if len(skipped) > LISTED:
+        warn(f"and {len(skipped) - LISTED} more; `distill cache info {quoted(args.out)}` lists them")
+    for key, reason in summary.pictures.unread[:LISTED]:
+        warn(f"{key} is in the cache, but its picture cannot be compared with it: {reason}")
+    if len(summary.pictures.unread) > LISTED:
+        warn(f"and {len(summary.pictures.unread) - LISTED} more pictures cannot be compared")
+    if skipped and not summary.rows and not CacheReader(args.out).rows():
+        raise CacheError(f"no scene could be read: all {len(skipped)} were skipped; check --data, and run this again with --retry-skipped")
+    if summary.others is not None and summary.others.failed:
+        # Each has said why; that nothing is missing would be no comfort, since a changed picture may be the reason.
         raise CacheError(
-            f"no scene could be read: all {len(summary.skipped)} were skipped; check --data, and run this again with --retry-skipped"
+            f"{summary.others.failed} of {summary.others.processes} processes failed, as they say themselves ({summary.shards_elsewhere} shards are missing); "
+            "mend that, and run the same command again"
         )
     if args.json:
         print_json({**asdict(summary), "complete": summary.complete, "path": str(args.out)})
         return 0
-    say(f"{args.out}: {_told(summary)}; {summary.scenes} scenes x {summary.views} views{_left(summary)}")
+    say(f"{args.out}: {_told(summary)}; {summary.scenes} scenes x {summary.views} views{_left(summary, args.part)}")
     return 0
 
 
 def _told(summary: BuildSummary) -> str:
-    if not summary.shards_written:
-        return "nothing was missing"
-    rate = summary.rows / summary.seconds if summary.seconds else 0.0
+    """What this process did, or the launch whose others it waited for."""
+    others = summary.others
+    shards, rows, size = summary.shards_written, summary.rows, summary.bytes
+    if others is not None:
+        shards, rows, size = shards + others.shards_written, rows + others.rows, size + others.bytes
+    if not shards:
+        pictures = summary.pictures.pictures
+        # Each process has compared those of its own shards, and told of none that has changed.
+        same = f", {pictures} pictures are as they were" if pictures and others is None else ""
+        return f"nothing was missing{same}"
+    rate = rows / summary.seconds if summary.seconds else 0.0
     again = f" ({summary.shards_replaced} shards again)" if summary.shards_replaced else ""
-    return f"{summary.rows} rows{again}, {summary.bytes / 1e6:.1f} MB in {summary.seconds:.1f} s, {rate:.0f} rows/s"
+    whose = f" by {others.processes} processes" if others is not None else ""
+    return f"{rows} rows{again}{whose}, {size / 1e6:.1f} MB in {summary.seconds:.1f} s, {rate:.0f} rows/s"
 
 
-def _left(summary: BuildSummary) -> str:
+def _left(summary: BuildSummary, part: tuple[int, int]) -> str:
     """What there still is to do, and whose it is."""
-    index, count = summary.part
     left = ""
     if summary.shards_elsewhere:
-        whose = f": this was part {index} of {count}" if count > 1 else ", of scenes or views that were not asked for"
-        left = f"; {summary.shards_elsewhere} shards are still missing{whose}"
+        left = f"; {summary.shards_elsewhere} shards are still missing{_whose(summary, part)}"
     there = summary.skipped_before
     if there and not summary.shards_replaced:
         left += f"; {there} scenes were skipped earlier: mend their pictures and add --retry-skipped"
     return left
+
+
+def _whose(summary: BuildSummary, part: tuple[int, int]) -> str:
+    """Who is to compute what is missing; ``part`` is what the user asked for."""
+    index, count = summary.part
+    if summary.others is not None and summary.others.silent:
+        return f": {summary.others.silent} other processes were not heard of for long; run the same command again"
+    if part[1] > 1:
+        return ": this was part {} of {}".format(*part)
+    if count > 1 and summary.others is None:
+        return f": this was process {index} of {count}, which do not wait for each other without a launcher"
+    return ", of scenes or views that were not asked for"
 
 
 def _print_plan(plan: Any, args: argparse.Namespace, part: tuple[int, int]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +12,12 @@ from distill.teacher_options import fill_in_teacher, teacher_from
 if TYPE_CHECKING:
     from teachers.cache.format import Manifest
 
+LISTED = 20  # rows that are named one by one
+
 VERIFY = """\
 Check every shard's digest, then run the live teacher on random rows of the cache and compare: |difference of logits|, KL
-divergence, movement of the argmax, in/out. Exit code 1 if a row differs by more than the codec may cause. Data and teacher are
-those that the cache was built with, unless you say where they are now.
+divergence, movement of the argmax, in/out. Exit code 1 if a row differs by more than the codec may cause, or the live answer is not finite.
+Data and teacher are those that the cache was built with, unless you say where they are now.
 """
 
 
@@ -40,7 +41,7 @@ def run_verify(args: argparse.Namespace) -> int:
     """Check shards, then rows; 1 if a row is beyond its bound."""
     from dataclasses import asdict
 
-    from distill.console import print_json, print_result, progress, table
+    from distill.console import print_json, print_result, progress, table, warn
     from teachers.cache.reader import CacheReader
     from teachers.errors import CacheError
 
@@ -81,14 +82,23 @@ def run_verify(args: argparse.Namespace) -> int:
     if args.json:
         print_json({**asdict(report), "shards": reader.manifest.shards, "ok": report.ok})
         return 0 if report.ok else 1
-    inout = "n/a" if report.inout_error is None else f"{report.inout_error:.2e}"
+    for name in report.not_finite[:LISTED]:
+        warn(f"{name}: the live teacher's answer is not finite")
+    if len(report.not_finite) > LISTED:
+        warn(f"and {len(report.not_finite) - LISTED} more (--json lists them)")
+
+    def shown(value: float | None, form: str) -> str:
+        return "n/a" if value is None else format(value, form)
+
+    fine = report.excess is not None and report.excess <= 1.0
     rows = [
-        ["max |logit difference|", f"{report.max_error:.3e} (bound {report.bound:.3e})"],
-        ["mean |logit difference|", f"{report.mean_error:.3e}"],
-        ["KL at T=1, max / mean", f"{report.kl_max:.2e} / {report.kl_mean:.2e} nats"],
-        ["argmax shift, max", f"{report.shift_max:.2f} cells"],
-        ["in/out logit difference, max", inout],
-        ["largest error / bound", f"{report.excess:.3f}"],
+        ["max |logit difference|", f"{shown(report.max_error, '.3e')} (bound {shown(report.bound, '.3e')})"],
+        ["mean |logit difference|", shown(report.mean_error, ".3e")],
+        ["KL at T=1, max / mean", f"{shown(report.kl_max, '.2e')} / {shown(report.kl_mean, '.2e')} nats"],
+        ["argmax shift, max", f"{shown(report.shift_max, '.2f')} cells"],
+        ["in/out logit difference, max", shown(report.inout_error, ".2e")],
+        ["largest error / bound", shown(report.excess, ".3f") + ("" if fine or not report.worst else f" ({report.worst})")],
+        *([["live answers that are not finite", str(len(report.not_finite))]] if report.not_finite else []),
         ["verdict", "as the live teacher" if report.ok else "NOT as the live teacher"],
     ]
     print_result(
@@ -108,11 +118,12 @@ def _first(shards: list[int], limit: int = 10) -> str:
 def _fill_in(args: argparse.Namespace, manifest: Manifest) -> None:
     """Data and teacher that were not given, from the command that built the cache."""
     from distill.errors import ConfigurationError
+    from teachers.cache.command import words_of
 
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
     for name in ("--data", "--split"):
         parser.add_argument(name)
-    words = shlex.split(manifest.command)
+    words = words_of(manifest.command)
     built, _ = parser.parse_known_args(words)
     if args.data is None and args.images is None:
         args.data, args.split = built.data, args.split or built.split

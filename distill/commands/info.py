@@ -36,7 +36,8 @@ def run(options: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from distill.console import print_json, print_result
-    from distill.lineage import CHANGED, lineage
+    from distill.lineage import lineage
+    from distill.links import CHANGED
 
     chain = lineage(options.path)
     if options.json:

@@ -13,6 +13,7 @@ A file that ends in ``.json`` is read by :mod:`distill.readers.coco_heads`.
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 from collections import defaultdict
@@ -40,29 +41,40 @@ def read_heads_file(file: Path, findings: Findings, category: str = "") -> list[
         return read_coco_heads(file, category, findings)
     if category:
         raise HeadsError(f"category {category!r} is given, but {file} is a CSV and has no categories; leave it out")
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        lines = csv.reader(stream, skipinitialspace=True)
-        try:
-            header = [name.strip().lower() for name in next(lines, [])]
-            columns = _columns(header, file)
-            where = [header.index(name) for name in columns]
-            rows: dict[tuple[str, str, Box], HeadRow] = {}
-            for fields in lines:
-                if not any(field.strip() for field in fields):
-                    continue
-                row = _row(fields, where, columns, file, lines.line_num, findings)
-                if (row.image, row.person, row.box) in rows:
-                    findings.add("duplicate row", f"{row.place}: {row.image}", "row dropped")
-                    continue
-                rows[row.image, row.person, row.box] = row
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise HeadsError(f"{file}:{lines.line_num}: not comma separated text ({error}); save it as CSV") from None
+    lines = csv.reader(io.StringIO(_text(file), newline=""), skipinitialspace=True)
+    try:
+        header = [name.strip().lower() for name in next(lines, [])]
+        columns = _columns(header, file)
+        where = [header.index(name) for name in columns]
+        rows: dict[tuple[str, str, Box], HeadRow] = {}
+        for fields in lines:
+            if not any(field.strip() for field in fields):
+                continue
+            row = _row(fields, where, columns, file, lines.line_num, findings)
+            if (row.image, row.person, row.box) in rows:
+                findings.add("duplicate row", f"{row.place}: {row.image}", "row dropped")
+                continue
+            rows[row.image, row.person, row.box] = row
+    except csv.Error as error:
+        raise HeadsError(f"{file}:{lines.line_num}: not comma separated text ({error}); save it as CSV") from None
     if rows and columns is COLUMNS and all(0.0 <= value <= 1.0 for row in rows.values() for value in row.box):
         raise HeadsError(
             f"{file}: every box lies in [0,1], where {','.join(COLUMNS[2:])} are pixels; if these are fractions of the picture's sides, name "
             f"the columns {','.join(NORMALISED[2:])}"
         )
     return list(rows.values())
+
+
+def _text(file: Path) -> str:
+    """The file's text; :class:`HeadsError` names the line that is not UTF-8."""
+    data = file.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        # Positions count from behind a byte order mark, whose decoder has taken it off.
+        line = error.object[: error.start].count(b"\n") + 1
+        bad = error.object[error.start : error.start + 1].hex()
+        raise HeadsError(f"{file}:{line}: byte 0x{bad} is not UTF-8; save the file as CSV in UTF-8 (Excel: \"CSV UTF-8\")") from None
 
 
 def _columns(header: list[str], file: Path) -> tuple[str, ...]:

@@ -126,5 +126,8 @@ class ShardFile:
             return cls(path, known)
         except FileNotFoundError:
             raise CacheError(f"shard {path} is missing; {remedy()}") from None
+        except (PermissionError, IsADirectoryError) as error:
+            # Not damaged as far as one can see: to compute it again may be a waste.
+            raise CacheError(f"shard {path} cannot be read ({error.strerror}); make it readable") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CacheError(f"shard {path} is damaged ({error}); {remedy()}") from None

@@ -4,7 +4,8 @@ A cache is a directory::
 
     cache.json                       the manifest: what was run on what, and which shard holds which scenes and views
     shards/00000.safetensors         immutable shards, numbered from 0, five digits or more
-    .lock, shards/.00000.XXXX.tmp    a writer's own; readers ignore every name that begins with a dot
+    .lock, .pictures,                a writer's own (:mod:`teachers.cache.memo`, :mod:`teachers.cache.writer`); readers ignore every
+    shards/.00000.XXXX.tmp           name that begins with a dot
 
 **Manifest.** ``cache.json`` is UTF-8 JSON with these members:
 
@@ -16,7 +17,7 @@ A cache is a directory::
   ``scenes_per_shard``, and ``keys``: for the scenes that it adds to the cache (those beyond every earlier segment), in
   order, the 8-byte BLAKE2b digest of each scene's key (UTF-8), concatenated, in base64. A segment adds scenes and then
   starts at view 0, or adds views to scenes that are there and then has no keys.
-- ``command``: how the cache was last asked for; for messages only.
+- ``command``: how the cache was last asked for, and in which directory; for messages only (:mod:`teachers.cache.command`).
 - ``digest``: BLAKE2b-16 (hex) of the canonical JSON (sorted keys, no spaces, ASCII) of all other members.
 
 *Identity* is the members ``format, version, teacher, source, codec, heatmap_size, has_inout``; its digest is BLAKE2b-16
@@ -306,7 +307,12 @@ class Manifest:
             if manifest.codec not in CODECS or len(manifest.key_bytes()) != KEY_BYTES * manifest.scenes:
                 raise KeyError("codec or keys")
             return manifest
-        except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError, binascii.Error) as error:
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise CacheError(
+                f"{path} is damaged, or not a cache's manifest ({error}); restore it from a copy, delete the cache and build it again with "
+                "`distill cache build`, or give the directory that `distill cache build --out` wrote"
+            ) from None
+        except (KeyError, TypeError, binascii.Error) as error:
             raise CacheError(
                 f"{path} is not a cache's manifest ({error}); give the directory that `distill cache build --out` wrote"
             ) from None
@@ -321,6 +327,8 @@ class Manifest:
             raise CacheError(
                 f"{cache} is no cache: it has no {MANIFEST}; build one with `distill cache build --out {cache}`"
             ) from None
+        except (PermissionError, IsADirectoryError) as error:
+            raise CacheError(f"{path} cannot be read ({error.strerror}); make it readable") from None
         return cls.from_json(data, path)
 
 

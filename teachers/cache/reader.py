@@ -110,12 +110,20 @@ class CacheReader:
     def skipped(self) -> Iterator[Skipped]:
         """The scenes that were skipped, with the reason, over all shards on disk."""
         for opened in self.present_shards():
-            for _, key, reason in json.loads(opened.reasons):
-                yield Skipped(key, reason, opened.span.shard)
+            yield from self.skipped_scenes_in(opened.span.shard)
+
+    def skipped_scenes_in(self, shard: int) -> Iterator[Skipped]:
+        """The scenes that a shard skipped, with the reason."""
+        for _, key, reason in json.loads(self._table.get(shard, payload=False).reasons):
+            yield Skipped(key, reason, shard)
 
     def rows(self) -> int:
         """Rows (view, head) over all shards on disk."""
         return sum(int(opened.offsets[-1]) for opened in self.present_shards())
+
+    def rows_in(self, shard: int) -> int:
+        """Rows (view, head) of a shard."""
+        return int(self._table.get(shard, payload=False).offsets[-1])
 
     def size(self) -> int:
         """Bytes on disk of manifest and shards."""
@@ -132,6 +140,10 @@ class CacheReader:
         """The picture's digest that a shard holds of the scene at ``position``; zeros if it skipped that."""
         opened = self._table.get(shard, payload=False)
         return opened.digests[position - opened.span.scene_start, 0].tobytes()
+
+    def pictures_in(self, shard: int) -> np.ndarray:
+        """The pictures' digests of a shard's scenes ``[S,16]`` uint8; zeros for one that it skipped."""
+        return self._table.get(shard, payload=False).digests[:, 0]
 
     def skipped_in(self, shard: int) -> np.ndarray:
         """Which scenes of a shard were skipped ``[S]`` bool."""

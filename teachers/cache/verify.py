@@ -24,25 +24,27 @@ class VerifyReport:
     ``max_error`` and ``mean_error`` are of |Δlogit| over all cells; ``kl_max`` and ``kl_mean`` of KL(live ‖ cached) at T=1 in nats, the
     map as one distribution over cells; ``shift_max`` is the largest move of the argmax in cells; ``inout_error`` the largest
     |Δlogit| of in/out (None without); ``bound`` what the row with the largest error may differ by, and ``excess`` the largest ratio of a
-    row's error to its bound.
+    row's error to its bound, which is ``worst``'s. Rows whose live answer is not finite are named in ``not_finite`` and are in none of these
+    figures; where there are no others, the figures are None.
     """
 
     rows: int
     views: int
     seed: int
-    max_error: float
-    mean_error: float
-    kl_max: float
-    kl_mean: float
-    shift_max: float
+    max_error: float | None
+    mean_error: float | None
+    kl_max: float | None
+    kl_mean: float | None
+    shift_max: float | None
     inout_error: float | None
-    bound: float
-    excess: float
+    bound: float | None
+    excess: float | None
+    worst: str = ""
+    not_finite: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
-        # A comparison that a NaN fails.
-        return self.excess <= 1.0
+        return not self.not_finite and self.excess is not None and self.excess <= 1.0
 
 
 def _log_softmax(maps: np.ndarray) -> np.ndarray:
@@ -79,6 +81,8 @@ def verify_rows(reader: CacheReader, teacher: Teacher, source: ViewSource, rows:
     noise = NOISE.get(str(teacher.fingerprint.get("precision")), NOISE["fp32"])
     order = np.random.default_rng(seed).permutation(len(source.keys) * reader.views)
     errors, means, divergences, shifts, bounds, ratios, inouts = [], [], [], [], [], [], []
+    names: list[str] = []
+    not_finite: list[str] = []
     compared = seen = 0
     for pick in order:
         if compared >= rows:
@@ -112,26 +116,41 @@ def verify_rows(reader: CacheReader, teacher: Teacher, source: ViewSource, rows:
         live, inout = answer(
             teacher, loaded.images, loaded.boxes[0].astype(np.float32), np.zeros(len(cached.boxes), np.int64)
         )
-        delta = np.abs(live.astype(np.float64) - cached.heatmap).reshape(len(live), -1)
+        compared += len(live)
+        finite = np.isfinite(live).all(axis=(1, 2))
+        if inout is not None:
+            finite &= np.isfinite(inout)
+        rows_here = [f"scene {key!r}, view {view}, head {head}" for head in range(len(live))]
+        not_finite += [name for name, fine in zip(rows_here, finite, strict=True) if not fine]
+        if not finite.any():
+            continue
+        names += [name for name, fine in zip(rows_here, finite, strict=True) if fine]
+        # The zeros stand for rows that are taken out again: a bound of what is not finite is none.
+        bounded = reader.error_bound(key, view, np.where(finite[:, None, None], live, 0.0).astype(np.float32))[finite]
+        live, stored_map = live[finite], cached.heatmap[finite]
+        delta = np.abs(live.astype(np.float64) - stored_map).reshape(len(live), -1)
         peak = np.abs(live).reshape(len(live), -1).max(axis=1)
-        bound = reader.error_bound(key, view, live) + noise * peak
+        bound = bounded + noise * peak
         errors.append(delta.max(axis=1))
         means.append(delta.mean(axis=1))
         bounds.append(bound)
-        ratios.append(delta.max(axis=1) / bound)
-        divergences.append(kl_divergence(live, cached.heatmap))
-        shifts.append(argmax_shift(live, cached.heatmap))
+        ratio = delta.max(axis=1) / bound
+        divergences.append(kl_divergence(live, stored_map))
+        shifts.append(argmax_shift(live, stored_map))
         if inout is not None and cached.inout is not None:
-            gap = np.abs(inout.astype(np.float64) - cached.inout)
+            voice = inout[finite]
+            gap = np.abs(voice.astype(np.float64) - cached.inout[finite])
             inouts.append(gap)
-            ratios.append(gap / (noise * np.maximum(np.abs(inout), 1.0)))
-        compared += len(live)
+            ratio = np.maximum(ratio, gap / (noise * np.maximum(np.abs(voice), 1.0)))
+        ratios.append(ratio)
     if not compared:
         raise CacheError(
             f"cache {reader.path} has no rows to verify for this data set; check --data, --split and `distill cache info`"
         )
-    error, allowed = np.concatenate(errors), np.concatenate(bounds)
-    worst = int(np.argmax(error))
+    if not names:
+        return VerifyReport(compared, seen, seed, None, None, None, None, None, None, None, None, not_finite=tuple(not_finite))
+    error, allowed, excess = np.concatenate(errors), np.concatenate(bounds), np.concatenate(ratios)
+    largest = int(np.argmax(error))
     return VerifyReport(
         compared,
         seen,
@@ -142,6 +161,8 @@ def verify_rows(reader: CacheReader, teacher: Teacher, source: ViewSource, rows:
         float(np.concatenate(divergences).mean()),
         float(np.concatenate(shifts).max()),
         float(np.concatenate(inouts).max()) if inouts else None,
-        float(allowed[worst]),
-        float(np.concatenate(ratios).max()),
+        float(allowed[largest]),
+        float(excess.max()),
+        names[int(np.argmax(excess))],
+        tuple(not_finite),
     )

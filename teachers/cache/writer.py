@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
+import socket
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace as with_changes
 from pathlib import Path
@@ -19,6 +22,16 @@ try:
     import fcntl
 except ImportError:  # Windows: two first writers of one cache then need --part jobs started one after the other.
     fcntl = None  # type: ignore[assignment]
+
+# A temporary file of another machine is taken for abandoned when nobody has written to it for a day: whether its writer lives cannot be
+# asked from here, locks do not reach across every network file system, and no shard takes a day to write.
+ABANDONED_SECONDS = 24 * 3600.0
+_TEMPORARY = re.compile(r"\..*\.(?P<host>[\w-]+)\.(?P<process>\d+)\.[0-9a-f]+\.tmp")
+
+
+def _host() -> str:
+    """This machine's name as a part of a file's name."""
+    return re.sub(r"[^\w-]", "-", socket.gethostname(), flags=re.ASCII)[:64] or "unnamed"
 
 
 def _flush_directory(path: Path) -> None:
@@ -35,12 +48,12 @@ def write_whole(path: Path, chunks: Iterable[bytes | memoryview]) -> int:
 
     On failure the temporary file is removed and an OSError names ``path``.
     """
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.stem}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     size = 0
     try:
         with temporary.open("xb") as file:
             if fcntl is not None:
-                # Held while this process lives: tells a file in flight from one that a kill left behind.
+                # Held while this process lives: its number alone may be of another container, or be given again.
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for chunk in chunks:
                 size += file.write(chunk)
@@ -52,31 +65,50 @@ def write_whole(path: Path, chunks: Iterable[bytes | memoryview]) -> int:
         with contextlib.suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):
-            raise OSError(
-                error.errno,
-                f"{error.strerror or error}: writing failed, what was there before is whole; make room or choose another "
-                "place, and run the same command again",
-                str(path),
-            ) from error
+            remedy = "writing failed, what was there before is whole; make room or choose another place, and run the same command again"
+            raise _named(error, path, remedy) from error
         raise
     return size
 
 
 def remove_abandoned(directory: Path) -> int:
-    """Remove temporary files that no living process is writing; returns how many."""
+    """Remove temporary files that nobody is writing; returns how many.
+
+    Those of this machine whose process has ended, and any that are a day old; none that a living process has locked.
+    """
     count = 0
     for path in directory.glob(".*.tmp") if fcntl is not None else ():
-        with contextlib.suppress(OSError), path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
-            count += 1
+        with contextlib.suppress(OSError):
+            if not _writer_ended(path):
+                continue
+            with path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+                count += 1
     return count
+
+
+def _writer_ended(path: Path) -> bool:
+    """Whether a temporary file's writer is known to have ended, or must have."""
+    named = _TEMPORARY.fullmatch(path.name)
+    if named is not None and named["host"] == _host():
+        try:
+            os.kill(int(named["process"]), 0)
+        except (ProcessLookupError, OverflowError):
+            return True
+        except PermissionError:
+            pass  # it lives, and is another user's
+    return time.time() - path.stat().st_mtime > ABANDONED_SECONDS
 
 
 @contextlib.contextmanager
 def _locked(cache: Path) -> Iterator[None]:
     """One process at a time changes the manifest; the lock goes with the process that holds it."""
-    with (cache / ".lock").open("a") as file:
+    try:
+        file = (cache / ".lock").open("a")
+    except OSError as error:
+        raise _named(error, cache / ".lock", "the cache cannot be added to; make its directory writable, or give another --out") from error
+    with file:
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -88,6 +120,8 @@ def _request(
     """(the manifest that serves the request, whether it is what ``cache`` holds already)."""
     if not len(keys):
         raise CacheError("the data set has no scenes; check --data and --split")
+    if cache.exists() and not cache.is_dir():
+        raise CacheError(f"{cache} is a file, and a cache is a directory; give another --out")
     if not (cache / MANIFEST).exists():
         if cache.is_dir() and any(not path.name.startswith(".") for path in cache.iterdir()):
             raise CacheError(f"{cache} is not empty and no cache (it has no {MANIFEST}); give another --out")
@@ -102,6 +136,18 @@ def _request(
     return (there, True) if grown is there else (with_changes(grown, command=wanted.command), False)
 
 
+def _make_directory(cache: Path) -> None:
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _named(error, cache, "no cache can be made there; give another --out") from error
+
+
+def _named(error: OSError, path: Path, remedy: str) -> OSError:
+    """``error`` again, with the file's name and what to do."""
+    return OSError(error.errno, f"{error.strerror or error}: {remedy}", str(path))
+
+
 def plan_manifest(cache: Path, wanted: Manifest, keys: Sequence[str], views: int, scenes_per_shard: int) -> Manifest:
     """The manifest that :func:`settle_manifest` would leave; nothing is written."""
     return _request(cache, wanted, keys, views, scenes_per_shard)[0]
@@ -114,7 +160,7 @@ def settle_manifest(cache: Path, wanted: Manifest, keys: Sequence[str], views: i
     """
     manifest, current = _request(cache, wanted, keys, views, scenes_per_shard)
     if not current:
-        cache.mkdir(parents=True, exist_ok=True)
+        _make_directory(cache)
         with _locked(cache):
             remove_abandoned(cache)
             manifest, current = _request(cache, wanted, keys, views, scenes_per_shard)
@@ -153,5 +199,5 @@ def write_shard(
     path = shard_path(cache, span.shard)
     if path.exists() and not replace:
         return 0
-    path.parent.mkdir(exist_ok=True)
+    _make_directory(path.parent)
     return write_whole(path, shard_chunks(tensors, metadata))
