@@ -53,18 +53,6 @@ class Prediction:
     overlays: tuple[Path, ...]
 
 
-def resolve_device(name: str) -> str:
-    """``auto`` is a GPU if torch sees one; a GPU that is asked for and not there is a :class:`ConfigurationError`."""
-    import torch
-
-    gpu = torch.cuda.is_available()
-    if name == "auto":
-        return "cuda" if gpu else "cpu"
-    if name.startswith("cuda") and not gpu:
-        raise ConfigurationError(f"device is {name}, but torch sees no GPU here; use --device cpu, or look at `distill doctor`")
-    return name
-
-
 def load_gaze(spec: str, device: str = "auto") -> tuple[GazeFunction, str]:
     """The model that ``spec`` names, ready to call, and its name.
 
@@ -110,7 +98,7 @@ def load_gaze(spec: str, device: str = "auto") -> tuple[GazeFunction, str]:
             "give a run's directory, an exported .onnx file, predictions.npz, or a teacher that `distill teachers list` knows",
         )
     with download_progress() as report:
-        teacher = load_teacher(spec, device=resolve_device(device), report=report)
+        teacher = load_teacher(spec, device=device, report=report)
     if known:
         return teacher, teacher.name
     facts = read_description(path / "student" if (path / "student" / "model.json").is_file() else path)["facts"]

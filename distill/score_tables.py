@@ -79,7 +79,7 @@ def span(interval: Interval | None, digits: int = 3) -> str:
 
 def _short(value: float, digits: int) -> str:
     text = f"{value:.{digits}f}"
-    return text[1:] if text.startswith("0.") else text
+    return text[1:] if digits > 1 and text.startswith("0.") else text
 
 
 def with_interval(name: str, metrics: GazeMetrics, intervals: Mapping[str, Interval | None]) -> str:

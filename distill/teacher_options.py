@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,13 +42,11 @@ def teacher_from(args: argparse.Namespace, name: str) -> ModelTeacher | OnnxTeac
     """The teacher ``name`` as the options say; a published one is fetched, with progress, if it is not here."""
     from distill.fetching import download_progress
     from teachers.catalogue import load_teacher
-    from teachers.onnx_teacher import is_onnx
 
     with download_progress() as report:
         return load_teacher(
             name,
-            # ONNX Runtime has its own notion of what is there.
-            device=args.device if is_onnx(name) else fastest_device(args.device),
+            device=args.device,
             precision=args.precision or "fp32",
             compiled=getattr(args, "compiled", False),
             weights=args.weights,
@@ -58,17 +55,6 @@ def teacher_from(args: argparse.Namespace, name: str) -> ModelTeacher | OnnxTeac
             adapter=args.adapter,
             report=report,
         )
-
-
-def fastest_device(name: str) -> str:
-    """``auto`` resolved: this process's GPU, else Apple's, else the CPU."""
-    import torch
-
-    if name != "auto":
-        return name
-    if torch.cuda.is_available():
-        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def teacher_words(args: argparse.Namespace) -> list[str]:

@@ -62,7 +62,8 @@ def read_export(path: Path) -> dict[str, Any]:
         description = json.loads(beside.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ExportError(
-            f"{path} has no {beside.name} beside it, which says how to use it; copy it along, or run `distill export RUN` again"
+            f"{path} has no {beside.name} beside it, which says how to use it; copy it along, run `distill export RUN` again, "
+            f"or write onnx:{path} if it is another project's"
         ) from None
     except ValueError as error:
         raise ExportError(f"{beside} cannot be read ({error}); run `distill export RUN` again") from None

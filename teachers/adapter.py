@@ -155,7 +155,7 @@ def choose_adapter(path: Path, wanted: str, inputs: Sequence[str], outputs: Sequ
         if not fitting:
             raise BlackBoxError(
                 f"{path} is of no kind that is known by itself ({has}); describe it in {path.with_suffix('.adapter.toml').name} beside it, "
-                "or give --adapter FILE|NAME: docs/black-box-teachers.md shows the format"
+                f"or name one (--adapter FILE|NAME, or onnx:{path}?adapter=FILE|NAME): docs/black-box-teachers.md shows the format"
             )
         adapter = fitting[0]
     return _fitted(adapter, path, wanted in BUILT_IN or not (wanted or files), inputs, outputs, has)

@@ -10,15 +10,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from teachers.convert import assemble
 from teachers.decoder_file import config_of
 from teachers.download import DownloadRecord, Landed, obtain, record_digest, verify
 from teachers.errors import UnknownModelError, WeightsError
 from teachers.model import GazeModel
-from teachers.model_teacher import ModelTeacher, check_device
+from teachers.model_teacher import ModelTeacher, check_device, resolve_device
 from teachers.onnx_teacher import OnnxTeacher, is_onnx, split_name
 from teachers.published import CATALOGUE, TeacherEntry
 from teachers.weights import load_model, save_model, tensors_digest
@@ -87,49 +86,35 @@ def load_teacher(
     adapter: str = "",
     report: Callable[[DownloadRecord], None] | None = None,
 ) -> ModelTeacher | OnnxTeacher:
-    """The teacher ``name``; ``adapter`` belongs to ``onnx:FILE`` alone, the rest is :func:`load_model_teacher`'s.
-
-    Raises :class:`UnknownModelError` (with the nearest names), :class:`WeightsError`, :class:`teachers.errors.BlackBoxError`
-    and :class:`teachers.errors.DeviceError`.
-    """
-    if not is_onnx(name):
-        if adapter:
-            raise WeightsError(f"--adapter describes an ONNX file, and teacher {name} is none; leave it out")
-        return load_model_teacher(
-            name, device=device, precision=precision, compiled=compiled, weights=weights, backbone_weights=backbone_weights,
-            input_size=input_size, report=report,
-        )
-    foreign = {"--weights": weights, "--backbone-weights": backbone_weights, "--input-size": input_size, "--compile": compiled}
-    if given := [option for option, value in foreign.items() if value]:
-        raise WeightsError(f"{', '.join(given)} cannot be used with {name}: an ONNX file holds its weights and its graph as they are; leave it out")
-    if precision != "fp32":
-        raise WeightsError(f"--precision {precision} cannot be used with {name}: an ONNX file runs in the precision that it was made in; leave it out")
-    path, named = split_name(name)
-    return OnnxTeacher(path, adapter=adapter or named, device=device)
-
-
-def load_model_teacher(
-    name: str,
-    *,
-    device: str = "cpu",
-    precision: str = "fp32",
-    compiled: bool = False,
-    weights: Path | None = None,
-    backbone_weights: Path | None = None,
-    input_size: tuple[int, int] | None = None,
-    report: Callable[[DownloadRecord], None] | None = None,
-) -> ModelTeacher:
-    """The teacher ``name`` that is a model of this project: a catalogue entry (fetched if it is not here, ``report`` is told of
-    it), a directory, or ``timm:BACKBONE`` with ``weights``, a file of Gaze-LLE decoder weights.
+    """The teacher ``name``: a catalogue entry (fetched if it is not here, ``report`` is told of it), a directory, ``timm:BACKBONE`` with
+    ``weights``, a file of Gaze-LLE decoder weights, or ``onnx:FILE``, to which ``adapter`` alone belongs beside ``device``.
 
     ``device`` "auto" is a GPU where there is one. ``input_size`` (height, width) is for ``timm:`` teachers, whose files may
-    leave it open; see :func:`teachers.decoder_file.config_of`. Raises as :func:`load_teacher` does.
+    leave it open; see :func:`teachers.decoder_file.config_of`. Raises :class:`UnknownModelError` (with the nearest names),
+    :class:`WeightsError`, :class:`teachers.errors.BlackBoxError` and :class:`teachers.errors.DeviceError`.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if is_onnx(name):
+        foreign = {"--weights": weights, "--backbone-weights": backbone_weights, "--input-size": input_size, "--compile": compiled}
+        if given := [option for option, value in foreign.items() if value]:
+            raise WeightsError(f"{', '.join(given)} cannot be used with {name}: an ONNX file holds its weights and its graph as they are; leave it out")
+        if precision != "fp32":
+            raise WeightsError(f"--precision {precision} cannot be used with {name}: an ONNX file runs in the precision that it was made in; leave it out")
+        path, named = split_name(name)
+        return OnnxTeacher(path, adapter=adapter or named, device=device)  # ONNX Runtime has its own notion of what devices are there
+    if adapter:
+        raise WeightsError(f"--adapter describes an ONNX file, and teacher {name} is none; leave it out")
+    device = resolve_device(device)
     check_device(device, precision)
     model, title, digest = _model(name, weights, backbone_weights, input_size, report)
     return ModelTeacher(model, title, digest, device=device, precision=precision, compiled=compiled)
+
+
+def load_model_teacher(name: str, **options: Any) -> ModelTeacher:
+    """The teacher ``name`` with :func:`load_teacher`'s ``options``, if it is a model of this project, whose weights can be taken."""
+    teacher = None if is_onnx(name) else load_teacher(name, **options)
+    if not isinstance(teacher, ModelTeacher):
+        raise WeightsError(f"{name} is a black box: it has no weights of its own to take here; give a model of this project")
+    return teacher
 
 
 def _model(
@@ -140,8 +125,6 @@ def _model(
     report: Callable[[DownloadRecord], None] | None,
 ) -> tuple[GazeModel, str, str]:
     """Model, name and weights digest."""
-    if is_onnx(name):
-        raise WeightsError(f"{name} is a black box: it has no weights of its own to take here; give a model of this project")
     if name.startswith("timm:"):
         if weights is None:
             raise WeightsError(f"teacher {name} needs --weights FILE, the decoder that was trained on this backbone")

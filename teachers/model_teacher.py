@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,16 @@ from teachers.model import GazeModel
 # Heads in one run of the decoder: at Gaze-LLE's 32 × 32 cells a head takes 14 MB on its way, and sixteen pictures of a crowd would take all there is.
 HEADS_AT_ONCE = 128
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_device(name: str) -> str:
+    """The device ``name``; ``auto`` is this process's GPU, else Apple's, else the CPU. Raises :class:`DeviceError` for one that is not here."""
+    if name != "auto":
+        check_device(name)
+        return name
+    if torch.cuda.is_available():
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def check_device(name: str, precision: str = "fp32") -> torch.device:

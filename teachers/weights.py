@@ -164,6 +164,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals(_NUMPY_VALUES):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds here (zip, pickle, EOF, key); all mean: not a plain checkpoint
+        if "PytorchStreamReader" in str(error):  # the zip archive's end, where its directory is, is not there
+            raise WeightsError(f"{path} is damaged or cut short ({str(error).partition('.')[0]}); fetch or make it again") from None
         # Torch's own words begin with how to load such a file all the same, which runs the code in it.
         code = re.search(r"(?:GLOBAL|function|class) ([\w.]+)", str(error)) if "Weights only load failed" in str(error) else None
         reason = f"it would run {code[1]}" if code else next(iter(str(error).splitlines()), type(error).__name__)[:120]

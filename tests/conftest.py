@@ -6,9 +6,14 @@ import os
 import shutil
 import socket
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from refusals import Refusals
 
 # Before anything imports torch or the hub's client, which read these once. Child processes inherit them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -37,3 +42,27 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(self, address)  # type: ignore[arg-type]
 
     monkeypatch.setattr(socket.socket, "connect", local_only)
+
+
+@pytest.fixture
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refusals:
+    """Runs a command that must be refused, and sees that it changes nothing below ``tmp_path``."""
+    from refusals import Refusals
+
+    return Refusals(tmp_path, capsys)
+
+
+@pytest.fixture
+def tiny_students(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The catalogue of students holds the tests' tiny ones as well, and torch keeps to one thread."""
+    import torch
+    from training_world import TINY
+
+    from students.catalogue import STUDENTS
+
+    for name, config in TINY.items():
+        monkeypatch.setitem(STUDENTS, name, config)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

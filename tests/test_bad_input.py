@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from fixtures import train_row, write_folder, write_gazefollow
+from refusals import Refusals
 from training_world import TINY, World, cache_arguments, make_trainer, make_world, store_teacher
 
 from distill.cli import main
@@ -20,15 +21,7 @@ from students.catalogue import STUDENTS
 from students.checkpoint import checkpoints, newest_intact
 from students.errors import RunError
 
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name, config in TINY.items():
-        monkeypatch.setitem(STUDENTS, name, config)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("tiny_students")
 
 
 @pytest.fixture(scope="module")
@@ -54,36 +47,6 @@ def trained(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setitem(STUDENTS, "tiny_cnn", TINY["tiny_cnn"])
         assert main(world.arguments(run, epochs=1)) == 0
     return run
-
-
-def snapshot(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
-
-
-class Refusals:
-    """Runs a command that must be refused, and gives its one line."""
-
-    def __init__(self, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.root, self.capsys = root, capsys
-
-    def __call__(self, *arguments: object, new: str = "") -> str:
-        """``new`` is what the name of every file that the command may leave begins with (none, if empty)."""
-        before = snapshot(self.root)
-        self.capsys.readouterr()
-        assert main([str(argument) for argument in arguments]) == 2
-        said = self.capsys.readouterr()
-        errors = [line for line in said.err.splitlines() if line.startswith("distill: error:")]
-        assert len(errors) == 1 and said.err.splitlines()[-1] == errors[0]
-        assert "Traceback" not in said.err and said.out == ""
-        after = snapshot(self.root)
-        assert {name: after.get(name) for name in before} == before
-        assert [name for name in after if name not in before and not (new and name.startswith(new))] == []
-        return errors[0]
-
-
-@pytest.fixture
-def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refusals:
-    return Refusals(tmp_path, capsys)
 
 
 FIRST = "train/00000000/00000000.jpg"

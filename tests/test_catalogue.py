@@ -227,6 +227,6 @@ def test_what_can_be_mended_is_one_line(
 
 def test_a_damaged_download_is_not_stored_as_a_teacher(tiny: Path) -> None:
     tiny.write_bytes(tiny.read_bytes()[:5000])
-    with pytest.raises(WeightsError, match="is no plain checkpoint"):
+    with pytest.raises(WeightsError, match=r"is (damaged or cut short|no plain checkpoint)"):
         pull("gazelle_tiny")
     assert not (store() / "gazelle_tiny").exists()

@@ -25,6 +25,13 @@ MAPS: dict[str, Maker] = {
     "zeros": lambda g: np.where(g.random((64, 64)) < 0.03, g.random((64, 64)), 0.0),
     "few values": lambda g: g.integers(0, 3, (64, 64)) / 2.0,
     "half flat": lambda g: np.where(np.arange(64) < 32, g.random((64, 64)), 0.5),
+    "all columns alike": lambda g: np.repeat(g.random((64, 1)), 64, axis=1),
+    "all rows alike": lambda g: np.repeat(g.random((1, 64)), 64, axis=0),
+    "columns alike but for the last places": lambda g: np.repeat(g.random((64, 1)), 64, axis=1) * (1 + 1e-7 * g.random((64, 64))),
+    "a plateau at one": lambda g: sigmoid(40 * g.standard_normal((64, 64)) + 30),
+    "slopes": lambda g: np.add.outer(g.integers(0, 5, 64), g.integers(0, 5, 64)) / 8.0,
+    "subnormal": lambda g: 1e-310 * g.random((64, 64)),
+    "huge": lambda g: 1e300 * g.random((64, 64)),
     "flat": lambda g: np.full((64, 64), 0.7),
     "not square": lambda g: g.random((9, 31)),
 }
@@ -49,10 +56,12 @@ def test_counts_are_those_of_the_whole_map(kind: str, size: tuple[int, int]) -> 
 
 def test_counts_of_a_large_picture_in_several_steps() -> None:
     generator = np.random.default_rng(7)
-    for grid in (generator.random((64, 64)), sigmoid(gaussian_maps([(0.3, 0.4)])[0] + 0.1 * generator.standard_normal((64, 64)))):
-        whole = resize_bilinear(grid, 801, 603)
-        values = np.unique(whole.ravel()[generator.integers(0, whole.size, 5)])
-        below, equal = pixel_counts(grid, values, 801, 603)
+    rough = sigmoid(gaussian_maps([(0.3, 0.4)])[0] + 0.1 * generator.standard_normal((64, 64)))
+    # The last leaves patches out and still takes two steps.
+    for grid, count in ((generator.random((64, 64)), 5), (rough, 5), (gaussian_maps([(0.3, 0.4)], 20.0)[0].astype(np.float64), 40)):
+        whole = resize_bilinear(grid, 801, 1603)
+        values = np.unique(whole.ravel()[generator.integers(0, whole.size, count)])
+        below, equal = pixel_counts(grid, values, 801, 1603)
         assert below.tolist() == [int((whole < value).sum()) for value in values]
         assert equal.tolist() == [int((whole == value).sum()) for value in values]
 

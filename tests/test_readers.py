@@ -283,6 +283,17 @@ def test_vat_repeated_and_reversed_rows(tmp_path: Path) -> None:
     assert _found(data) == {"reversed box": 1, "duplicate row": 1}
 
 
+def test_vat_a_box_without_area_is_said_even_where_smoothing_gives_it_one(tmp_path: Path) -> None:
+    folder = tmp_path / "annotations/test/A/1_2"
+    folder.mkdir(parents=True)
+    (folder / "s00.txt").write_text("1.jpg,10,10,21,21,5,6\n2.jpg,0,0,0,0,5,6\n")
+    data = open_data(f"vat:{tmp_path}", "test")
+    assert [len(scene.heads) for scene in data.scenes] == [1, 1] and _found(data) == {"box without area in a track": 1}
+    assert data.findings[0].example == "A/1_2/s00.txt:2: 2.jpg"
+    with pytest.raises(DataError, match="1 × box without area in a track"):
+        open_data(f"vat:{tmp_path}", "test", strict=True)
+
+
 def test_reading_opens_no_picture(tmp_path: Path) -> None:
     write_gazefollow(tmp_path, 5)
     for picture in tmp_path.rglob("*.jpg"):

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from fixtures import write_folder
+from refusals import Refusals
 from training_world import TINY, World, cache_arguments, make_world, store_teacher
 
 from distill.cli import main
@@ -23,6 +24,8 @@ from distill.student_start import resumed_student
 from students.catalogue import STUDENTS
 from students.checkpoint import checkpoints, newest_intact, read_checkpoint_file
 from students.errors import RunError
+
+pytestmark = pytest.mark.usefixtures("tiny_students")
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,16 +75,6 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name, config in TINY.items():
-        monkeypatch.setitem(STUDENTS, name, config)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -272,49 +265,41 @@ def test_a_run_that_was_moved_resumes_where_it_is(finished: Path, tmp_path: Path
 # -- refused ------------------------------------------------------------------------------------------------------------
 
 
-def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    capsys.readouterr()
-    assert main(arguments) == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("distill: error:")]
-    assert len(errors) == 1
-    return errors[0]
-
-
-def test_a_directory_that_holds_a_run_is_not_trained_into(run: Path, world: World, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    error = refused(world.arguments(run), capsys)
+def test_a_directory_that_holds_a_run_is_not_trained_into(run: Path, world: World, finished: Path, refused: Refusals) -> None:
+    error = refused(*world.arguments(run))
     assert f"{run} already holds a run; go on with it by `distill train --resume {run}`" in error
     assert_same_run(finished, run)
 
 
-def test_a_directory_without_a_run_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_directory_without_a_run_is_not_resumed(tmp_path: Path, refused: Refusals) -> None:
     (tmp_path / "empty").mkdir()
-    assert "holds no run to resume" in refused(["train", "--resume", str(tmp_path / "empty")], capsys)
-    assert "holds no run to resume" in refused(["train", "--resume", str(tmp_path / "absent")], capsys)
+    assert "holds no run to resume" in refused("train", "--resume", str(tmp_path / "empty"))
+    assert "holds no run to resume" in refused("train", "--resume", str(tmp_path / "absent"))
     assert list(tmp_path.iterdir()) == [tmp_path / "empty"]
 
 
-def test_a_file_or_a_place_near_a_run_is_answered_with_the_run(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_or_a_place_near_a_run_is_answered_with_the_run(run: Path, refused: Refusals, monkeypatch: pytest.MonkeyPatch) -> None:
     for inside in (checkpoints(run)[0], run / "config.json", run / "checkpoints", run / "student"):
-        error = refused(["train", "--resume", str(inside)], capsys)
+        error = refused("train", "--resume", str(inside))
         assert str(inside) in error and f"its run is `--resume {run}`" in error
     elsewhere = run.parent.parent / "notes.txt"
     elsewhere.write_text("...")
     monkeypatch.chdir(elsewhere.parent)
-    error = refused(["train", "--resume", str(elsewhere)], capsys)
+    error = refused("train", "--resume", str(elsewhere))
     assert f"--resume takes the directory of a run, and {elsewhere} is a file" in error and "runs/NAME" in error
     # What lies below a directory of runs, and below ./runs, is offered by name.
-    assert f"give the directory of a run, such as {run}" in refused(["train", "--resume", str(run.parent)], capsys)
+    assert f"give the directory of a run, such as {run}" in refused("train", "--resume", str(run.parent))
     shutil.copytree(run, Path("runs/first"))
-    assert "give the directory of a run, such as runs/first" in refused(["train", "--resume", str(elsewhere)], capsys)
+    assert "give the directory of a run, such as runs/first" in refused("train", "--resume", str(elsewhere))
 
 
 @pytest.mark.parametrize(("content", "message"), [
     ("{", "cannot be read"), ("[]", "is no configuration of a run"), ("{}", "is no configuration of a run"), ("", "has no facts"),
 ])  # fmt: skip
-def test_a_configuration_that_is_none_is_refused(content: str, message: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_configuration_that_is_none_is_refused(content: str, message: str, run: Path, refused: Refusals) -> None:
     whole = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(content or json.dumps({name: whole[name] for name in whole if name != "facts"}))
-    error = refused(["train", "--resume", str(run)], capsys)
+    error = refused("train", "--resume", str(run))
     assert f"{run}/config.json {message}" in error and "start the run again under another --name" in error
 
 
@@ -336,22 +321,22 @@ def test_the_choice_that_is_in_force_is_the_one_that_is_stored(run: Path, capsys
     assert facts()["selection"] == chosen, "the next resumption goes on by it"
 
 
-def test_another_student_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    error = refused(["train", "--resume", str(run), "--override", "--student", "tiny_vit"], capsys)
+def test_another_student_is_refused(run: Path, refused: Refusals) -> None:
+    error = refused("train", "--resume", str(run), "--override", "--student", "tiny_vit")
     assert "is of another student: it differs in backbone, levels" in error
     assert json.loads((run / "config.json").read_text())["student"]["student"] == "tiny_cnn"
 
 
-def test_another_cache_is_refused(run: Path, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_cache_is_refused(run: Path, world: World, tmp_path: Path, refused: Refusals) -> None:
     other = tmp_path / "other cache"
     teacher = store_teacher(tmp_path / "teacher", shift=0.5)
     assert main(cache_arguments(world, teacher=teacher, out=other)) == 0
-    error = refused(["train", "--resume", str(run), "--override", "--cache", str(other)], capsys)
+    error = refused("train", "--resume", str(run), "--override", "--cache", str(other))
     assert "another cache (cache: " in error and "resume with the same --data and --cache" in error
 
 
-def test_epochs_of_another_length_are_refused(run: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    error = refused(["train", "--resume", str(run), "--override", "--batch-size", "4"], capsys)
+def test_epochs_of_another_length_are_refused(run: Path, finished: Path, refused: Refusals) -> None:
+    error = refused("train", "--resume", str(run), "--override", "--batch-size", "4")
     assert "was made with 4 steps an epoch, this run would have 5" in error and "raise --accumulate" in error
     assert_same_run(finished, run)
     assert json.loads((run / "config.json").read_text())["data"]["batch_size"] == 5
@@ -370,18 +355,18 @@ def test_a_resumption_loads_no_pretrained_weights(run: Path, finished: Path, mon
     assert resumed_student(config, run)[1]["backbone_weights"] == {"source": "weights that were there once"}
 
 
-def test_a_cache_that_has_grown_does_not_change_the_run(run: Path, world: World, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cache_that_has_grown_does_not_change_the_run(run: Path, world: World, finished: Path, tmp_path: Path, refused: Refusals) -> None:
     grown = Path(shutil.copytree(world.cache, tmp_path / "grown"))
     assert main(cache_arguments(world, out=grown, views=3)) == 0
     more = ["train", "--resume", str(run), "--override", "--cache", str(grown)]
-    assert "(views: 2 there, 3 here)" in refused([*more, "--views", "3"], capsys)
+    assert "(views: 2 there, 3 here)" in refused(*more, "--views", "3")
     cut(checkpoints(run)[0])
     assert main(more) == 0
     assert_same_run(finished, run)
 
 
-def test_a_recipe_is_not_mixed_with_a_resumption(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "leave the run file out" in refused(["train", "recipe.toml", "--resume", str(run)], capsys)
+def test_a_recipe_is_not_mixed_with_a_resumption(run: Path, refused: Refusals) -> None:
+    assert "leave the run file out" in refused("train", "recipe.toml", "--resume", str(run))
 
 
 def test_no_checkpoint_at_all_is_said_plainly(tmp_path: Path) -> None:

@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from fixtures import write_childplay, write_gazefollow
-from training_world import TINY, World
+from training_world import World
 
 from distill.cli import main
 from distill.errors import ConfigurationError
 from distill.predicting import load_gaze
 from distill.scenes import IN, OUT, UNKNOWN, Head, Scene
 from distill.selection import mark, refuse_unmeasurable
-from students.catalogue import STUDENTS
 
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name, config in TINY.items():
-        monkeypatch.setitem(STUDENTS, name, config)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("tiny_students")
 
 
 def _train(run: Path, data: Path, **options: object) -> int:

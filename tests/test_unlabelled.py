@@ -8,7 +8,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 import torch
 from fixtures import write_folder, write_picture
 from PIL import Image
+from refusals import Refusals
 from training_world import CNN, TINY, World, cache_arguments, make_model, make_world, store_teacher
 
 from distill.cli import main
@@ -26,15 +26,7 @@ from students.catalogue import STUDENTS
 from teachers.cache.reader import CacheReader
 from teachers.weights import load_model, save_model
 
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name, config in TINY.items():
-        monkeypatch.setitem(STUDENTS, name, config)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("tiny_students")
 
 
 def build(photos: Path, out: Path, teacher: Path, *more: object) -> list[str]:
@@ -86,19 +78,6 @@ def spoilt(pristine: Path, tmp_path: Path) -> Home:
     shutil.rmtree(mine.own)
     assert main(build(mine.photos, mine.own, mine.teacher)) == 0
     return mine
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Callable[[list[str]], str]:
-    def refuse(arguments: list[str]) -> str:
-        capsys.readouterr()
-        assert main(arguments) == 2
-        said = capsys.readouterr()
-        errors = [line for line in said.err.splitlines() if line.startswith("distill: error:")]
-        assert len(errors) == 1 and said.out == "" and "Traceback" not in said.err
-        return errors[0]
-
-    return refuse
 
 
 def records(run: Path, kind: str) -> list[dict[str, Any]]:
@@ -162,11 +141,11 @@ def test_the_console_states_the_numbers(home: Home, tmp_path: Path, capsys: pyte
     assert "kl_teacher" in said and "avg_l2" in said
 
 
-def test_another_unlabelled_cache_is_refused_on_resumption(home: Home, finished: Path, tmp_path: Path, refused: Callable[[list[str]], str]) -> None:
+def test_another_unlabelled_cache_is_refused_on_resumption(home: Home, finished: Path, tmp_path: Path, refused: Refusals) -> None:
     other = tmp_path / "other"
     assert main(build(home.photos, other, home.teacher, "--codec", "q8", "--seed", 5)) == 0
     run = Path(shutil.copytree(finished, tmp_path / "run"))
-    assert "another cache (unlabelled: " in refused(["train", "--resume", str(run), "--override", "--unlabelled", str(other)])
+    assert "another cache (unlabelled: " in refused("train", "--resume", str(run), "--override", "--unlabelled", str(other))
 
 
 def test_two_unlabelled_caches_add_up(home: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,7 +176,7 @@ def test_maps_of_another_size_are_resampled_with_a_note(home: Home, tmp_path: Pa
 
 
 def test_pure_distillation_keeps_the_student_that_agrees_best(
-    home: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[[list[str]], str]
+    home: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Refusals
 ) -> None:
     runs = [tmp_path / "cached", tmp_path / "unlabelled"]
     assert main(home.alone(runs[0])) == 0
@@ -217,18 +196,18 @@ def test_pure_distillation_keeps_the_student_that_agrees_best(
         assert main(["report", str(run)]) == 0 and main(["info", str(run)]) == 0
         assert "0 labelled and 10 unlabelled scenes" in (run / "report.html").read_text()
         assert main(["train", "--resume", str(run)]) == 0, "nothing is left to do, and nothing is refused"
-    assert "has nothing of its own to be scored on; give labelled --data" in refused(["eval", str(runs[0])])
+    assert "has nothing of its own to be scored on; give labelled --data" in refused("eval", str(runs[0]))
     one, other = (load_model(run / "student")[1]["weights_digest"] for run in runs)
     assert one == other, "two names for the same thing"
 
 
-def test_a_best_metric_that_cannot_be_measured_is_refused(home: Home, tmp_path: Path, refused: Callable[[list[str]], str]) -> None:
-    assert "best_metric is kl_teacher, which is measured on unlabelled scenes" in refused(home.arguments(tmp_path / "run", best_metric="kl_teacher"))
+def test_a_best_metric_that_cannot_be_measured_is_refused(home: Home, tmp_path: Path, refused: Refusals) -> None:
+    assert "best_metric is kl_teacher, which is measured on unlabelled scenes" in refused(*home.arguments(tmp_path / "run", best_metric="kl_teacher"))
     assert main(home.mixed(tmp_path / "mixed", epochs=1, best_metric="l2_teacher")) == 0
     assert records(tmp_path / "mixed", "end")[0]["metric"] == "l2_teacher"
 
 
-def test_labels_elsewhere_validate(home: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[[list[str]], str]) -> None:
+def test_labels_elsewhere_validate(home: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Refusals) -> None:
     run = tmp_path / "run"
     assert main(home.alone(run, val_data=home.data, val_split="trainval", val_scenes=4, epochs=1)) == 0
     validation = records(run, "validation")[0]
@@ -238,7 +217,7 @@ def test_labels_elsewhere_validate(home: Home, tmp_path: Path, capsys: pytest.Ca
     assert main(["eval", str(run), "--gallery", "0", "--json", "--scenes", "4", "--device", "cpu"]) == 0
     row = next(row for row in json.loads(capsys.readouterr().out)["rows"] if row["role"] == "student")
     assert row["avg_l2"] == pytest.approx(validation["avg_l2"], abs=1e-6)
-    assert "has a gaze label to validate on" in refused(home.alone(tmp_path / "other", val_data=f"folder:{home.photos}", val_split="all"))
+    assert "has a gaze label to validate on" in refused(*home.alone(tmp_path / "other", val_data=f"folder:{home.photos}", val_split="all"))
 
 
 def test_pictures_of_the_validation_split_are_not_trained_on(spoilt: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -264,7 +243,7 @@ def test_pictures_of_the_validation_split_are_not_trained_on(spoilt: Home, tmp_p
 # -- a student that goes on from a run ----------------------------------------------------------------------------------
 
 
-def test_a_student_goes_on_from_a_run(home: Home, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[[list[str]], str]) -> None:
+def test_a_student_goes_on_from_a_run(home: Home, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Refusals) -> None:
     run = tmp_path / "adapted"
     begin = home.alone(run, student=finished, random_backbone=None, epochs=1, lr=1e-9, finetune=None)
     assert main(begin) == 0
@@ -279,7 +258,7 @@ def test_a_student_goes_on_from_a_run(home: Home, finished: Path, tmp_path: Path
     assert records(run, "validation")[0]["kl_teacher"] == pytest.approx(facts["before"]["kl_teacher"], abs=1e-4)
     assert main(["train", "--resume", str(run)]) == 0
     assert main(["plan", str(recipe(tmp_path, finished))]) == 0
-    error = refused(home.alone(tmp_path / "other", student=finished, random_backbone=True))
+    error = refused(*home.alone(tmp_path / "other", student=finished, random_backbone=True))
     assert f"student is {finished}, which brings all its weights, and random_backbone is set too" in error
 
 
@@ -292,64 +271,66 @@ def recipe(folder: Path, student: Path) -> Path:
 # -- refused ------------------------------------------------------------------------------------------------------------
 
 
-def test_labels_without_gaze_and_no_distillation(home: Home, tmp_path: Path, refused: Callable[[list[str]], str]) -> None:
+def test_labels_without_gaze_and_no_distillation(home: Home, tmp_path: Path, refused: Refusals) -> None:
     photos = f"folder:{home.photos}"
     for options in ({"cache": None, "data": photos}, {"data": photos}, {"cache": None, "unlabelled": home.own}):
-        error = refused(home.alone(tmp_path / "run", distill_weight=0, **options))
+        error = refused(*home.alone(tmp_path / "run", distill_weight=0, **options))
         assert "has a gaze label and distill_weight is 0: there is nothing to learn from" in error
         assert ("give a teacher's --cache" in error) == (options == {"cache": None, "data": photos})
-    assert "distill_weight is not 0 but there is no teacher" in refused(home.alone(tmp_path / "run", cache=None, data=photos))
-    error = refused(home.mixed(tmp_path / "run", distill_weight=0))
+    assert "distill_weight is not 0 but there is no teacher" in refused(*home.alone(tmp_path / "run", cache=None, data=photos))
+    error = refused(*home.mixed(tmp_path / "run", distill_weight=0))
     assert f"unlabelled data ({home.own}) are given but distill_weight is 0: nothing would be learned from them" in error
     assert not (tmp_path / "run").exists()
 
 
-def test_what_cannot_be_mixed(home: Home, tmp_path: Path, refused: Callable[[list[str]], str]) -> None:
+def test_what_cannot_be_mixed(home: Home, tmp_path: Path, refused: Refusals) -> None:
     run = tmp_path / "run"
-    assert "no teacher's cache of" in refused(home.mixed(run, cache=None))
-    assert "no teacher's cache of" in refused(home.mixed(run, cache=None, data=f"folder:{home.photos}"))
-    assert "are added up, not averaged; leave the weight out" in refused(home.mixed(run, unlabelled=f"{home.own}:0.5"))
-    assert f"was built from labelled data ({home.data})" in refused(home.alone(run, cache=None, unlabelled=home.cache))
-    assert "names 1 caches, --unlabelled-data 2 data sets" in refused(home.mixed(run, unlabelled_data=f"folder:{home.photos},folder:{home.photos}"))
-    assert "unlabelled_share is 1.0; give a fraction between 0 and 1" in refused(home.mixed(run, unlabelled_share=1))
-    assert "a batch of 1 picture cannot hold labelled and unlabelled ones" in refused(home.mixed(run, batch_size=1))
-    assert str(tmp_path / "nowhere") in refused(home.mixed(run, unlabelled=tmp_path / "nowhere"))
+    assert "no teacher's cache of" in refused(*home.mixed(run, cache=None))
+    assert "no teacher's cache of" in refused(*home.mixed(run, cache=None, data=f"folder:{home.photos}"))
+    assert "are added up, not averaged; leave the weight out" in refused(*home.mixed(run, unlabelled=f"{home.own}:0.5"))
+    assert f"was built from labelled data ({home.data})" in refused(*home.alone(run, cache=None, unlabelled=home.cache))
+    assert "names 1 caches, --unlabelled-data 2 data sets" in refused(*home.mixed(run, unlabelled_data=f"folder:{home.photos},folder:{home.photos}"))
+    assert "unlabelled_share is 1.0; give a fraction between 0 and 1" in refused(*home.mixed(run, unlabelled_share=1))
+    assert "a batch of 1 picture cannot hold labelled and unlabelled ones" in refused(*home.mixed(run, batch_size=1))
+    assert str(tmp_path / "nowhere") in refused(*home.mixed(run, unlabelled=tmp_path / "nowhere"))
     assert not run.exists()
 
 
-def test_teachers_with_and_without_inout(home: Home, tmp_path: Path, refused: Callable[[list[str]], str]) -> None:
+def test_teachers_with_and_without_inout(home: Home, tmp_path: Path, refused: Refusals) -> None:
     silent = tmp_path / "teacher"
     save_model(silent, make_model(replace(CNN, heatmap_size=(32, 32), inout="none")), "silent", {})
     assert main(build(home.photos, tmp_path / "silent", silent)) == 0
-    error = refused(home.mixed(tmp_path / "run", unlabelled=tmp_path / "silent"))
+    error = refused(*home.mixed(tmp_path / "run", unlabelled=tmp_path / "silent"))
     assert f"cache {tmp_path}/silent has no in/out logits, that of cache {home.cache} has" in error and "--inout-weight 0" in error
     assert main(cache_arguments(home, teacher=silent, out=tmp_path / "labelled")) == 0
-    error = refused(home.mixed(tmp_path / "run", cache=tmp_path / "labelled"))
+    error = refused(*home.mixed(tmp_path / "run", cache=tmp_path / "labelled"))
     assert f"cache {tmp_path}/labelled has no in/out logits, that of cache {home.own} has" in error
     assert main(home.mixed(tmp_path / "run", unlabelled=tmp_path / "silent", inout_weight=0, epochs=1)) == 0
     assert all(record["kd_inout"] == 0 and record["kd_heatmap"] > 0 for record in records(tmp_path / "run", "step"))
 
 
-def test_pictures_that_were_moved(spoilt: Home, tmp_path: Path, refused: Callable[[list[str]], str]) -> None:
+def test_pictures_that_were_moved(spoilt: Home, tmp_path: Path, refused: Refusals) -> None:
     moved = Path(shutil.move(spoilt.photos, tmp_path / "elsewhere"))
-    error = refused(spoilt.mixed(tmp_path / "run"))
+    error = refused(*spoilt.mixed(tmp_path / "run"))
     assert f"{spoilt.photos} does not exist (cache {spoilt.own} was built from it); say where its pictures are now with --unlabelled-data SPEC" in error
-    assert "with --data SPEC" in refused(spoilt.alone(tmp_path / "run"))
+    assert "with --data SPEC" in refused(*spoilt.alone(tmp_path / "run"))
     run = tmp_path / "run"
     assert main(spoilt.mixed(run, epochs=1, unlabelled_data=f"folder:{moved}")) == 0
     assert main(["info", str(run)]) == 0
     assert main(spoilt.alone(tmp_path / "alone", cache=None, unlabelled=spoilt.own, unlabelled_data=f"folder:{moved}", epochs=1)) == 0
     assert main(["train", "--resume", str(run)]) == 0
-    assert f"{tmp_path / 'gone'} does not exist; say" in refused(spoilt.mixed(tmp_path / "x", unlabelled_data=f"folder:{tmp_path / 'gone'}"))
+    assert f"{tmp_path / 'gone'} does not exist; say" in refused(*spoilt.mixed(tmp_path / "x", unlabelled_data=f"folder:{tmp_path / 'gone'}"))
 
 
-def test_pictures_that_were_replaced(spoilt: Home, tmp_path: Path, refused: Callable[[list[str]], str]) -> None:
+def test_pictures_that_were_replaced(spoilt: Home, tmp_path: Path, refused: Refusals) -> None:
     pictures = sorted(spoilt.photos.glob("*.jpg"))
     held_out = [scene for scene in pictures if scene.name == held_out_photo(spoilt)]
     for changed in (held_out[0], next(picture for picture in pictures if picture != held_out[0])):
         before = changed.read_bytes()
         Image.open(changed).save(changed, quality=50)
-        assert f"the picture of scene {changed.name!r} has changed" in refused(spoilt.alone(tmp_path / changed.stem, batch_size=10))
+        assert f"the picture of scene {changed.name!r} has changed" in refused(
+            *spoilt.alone(tmp_path / changed.stem, batch_size=10), new=f"{changed.stem}/"
+        )
         changed.write_bytes(before)
 
 
@@ -359,25 +340,25 @@ def held_out_photo(home: Home) -> str:
     return carve(open_data(f"folder:{home.photos}", "all").scenes)[1][0].key
 
 
-def test_a_cache_that_lacks_scenes_names_the_command_that_adds_them(spoilt: Home, tmp_path: Path, refused: Callable[[list[str]], str]) -> None:
+def test_a_cache_that_lacks_scenes_names_the_command_that_adds_them(spoilt: Home, tmp_path: Path, refused: Refusals) -> None:
     write_picture(spoilt.photos / "new one.jpg")
     with (spoilt.photos / "heads.csv").open("a") as file:
         file.write("new one.jpg,,2,2,20,20\n")
     for arguments, option in ((spoilt.alone(tmp_path / "run"), "--views"), (spoilt.mixed(tmp_path / "run"), "--unlabelled-views")):
-        error = refused(arguments)
+        error = refused(*arguments)
         assert f"cache {spoilt.own} lacks 2 views of 1 of 12 training scenes (first: new one.jpg); run `" in error and f"fewer with {option}" in error
     command = shlex.split(error.partition("run `")[2].partition("` again")[0])
     assert command[0] == "distill" and main(command[1:]) == 0
     assert main(spoilt.alone(tmp_path / "run", epochs=1)) == 0
 
 
-def test_a_cache_that_lacks_labelled_scenes(spoilt: Home, tmp_path: Path, refused: Callable[[list[str]], str]) -> None:
+def test_a_cache_that_lacks_labelled_scenes(spoilt: Home, tmp_path: Path, refused: Refusals) -> None:
     before = (spoilt.data / "train_annotations_release.txt").read_text()
     write_picture(spoilt.data / "train/90000000/90000001.jpg")
     extra = before.splitlines()[0].split(",")
     extra[0] = "train/90000000/90000001.jpg"
     (spoilt.data / "train_annotations_release.txt").write_text(before + ",".join(extra) + "\n")
-    error = refused(spoilt.mixed(tmp_path / "run"))
+    error = refused(*spoilt.mixed(tmp_path / "run"))
     assert f"cache {spoilt.cache} lacks 2 views of 1 of 16 training scenes (first: train/90000000/90000001.jpg)" in error and f"--out {spoilt.cache}` again" in error
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.teacher_options import add_teacher_options, fastest_device, teacher_from
+from distill.teacher_options import add_teacher_options, teacher_from
 
 if TYPE_CHECKING:
     from teachers.model_teacher import ModelTeacher
@@ -115,14 +115,14 @@ def random_teacher(options: argparse.Namespace) -> ModelTeacher:
     from teachers.catalogue import LIST
     from teachers.errors import UnknownModelError
     from teachers.model import GazeModel
-    from teachers.model_teacher import ModelTeacher
+    from teachers.model_teacher import ModelTeacher, resolve_device
     from teachers.published import CATALOGUE
 
     if options.random not in CATALOGUE:
         raise UnknownModelError.of("teacher", options.random, CATALOGUE, LIST)
     torch.manual_seed(0)
     model = GazeModel(CATALOGUE[options.random].config)
-    device = fastest_device(options.device)
+    device = resolve_device(options.device)
     return ModelTeacher(model, f"random {options.random}", "random", device=device, precision=options.precision, compiled=options.compiled)
 
 

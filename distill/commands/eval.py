@@ -57,13 +57,14 @@ def run(options: argparse.Namespace) -> int:
     from distill.console import print_json, print_result, say, table, warn
     from distill.errors import ConfigurationError
     from distill.evaluation import protocol_of
-    from distill.predicting import load_gaze, resolve_device
+    from distill.predicting import load_gaze
     from distill.predictions import RecordedModel
     from distill.readers import open_data
     from distill.report.facts import save_rows
     from distill.report.gallery import save_gallery
     from distill.score_tables import flag_lines, markdown, rendered, sheets
     from distill.scorecard import Card, Scorecards, pair_up
+    from teachers.model_teacher import resolve_device
 
     for name in ("scenes", "gallery", "seed"):
         if getattr(options, name) < 0:

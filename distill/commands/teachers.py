@@ -55,7 +55,8 @@ def register(subparsers: Any) -> None:
     )
     pull.add_argument("name", help="a name that `distill teachers list` shows")
     pull.add_argument(
-        "--backbone", "--backbone-weights", type=Path, metavar="FILE", help="backbone weights for a decoder-only teacher (default: timm's own)"
+        "--backbone", "--backbone-weights", type=Path, metavar="FILE",
+        help="backbone weights for a decoder-only teacher, in timm's names or Meta's own (default: timm's file)",
     )
     pull.add_argument("--json", action="store_true", help="the result as JSON on standard output")
     pull.set_defaults(run=run_pull)
@@ -66,7 +67,7 @@ def register(subparsers: Any) -> None:
     convert.add_argument("source", type=Path, help="a run directory, a stored model, or a published .pt or .safetensors file")
     convert.add_argument("--arch", default="", metavar="NAME", help="what a published file is: a name of the list")
     convert.add_argument(
-        "--backbone", "--backbone-weights", type=Path, metavar="FILE", help="backbone weights for a decoder-only file (timm's names)"
+        "--backbone", "--backbone-weights", type=Path, metavar="FILE", help="backbone weights for a decoder-only file, in timm's names or Meta's own"
     )
     convert.add_argument("--name", default="", help="the teacher's name (default: the name of --out)")
     convert.add_argument("--half", action="store_true", help="store in float16: half the size")

@@ -22,7 +22,7 @@ def flags(rows: HeadRows, ap: Interval | None = None) -> list[str]:
     metrics = rows.metrics()
     if metrics.ap is not None and metrics.ap_prevalence is not None:
         known = metrics.ap_prevalence
-        told = f"in/out collapsed: AP {metrics.ap:.3f} is about the prevalence {known:.3f}, what a score that knows nothing has"
+        told = f"in/out collapsed: AP {metrics.ap:.3f}, and a score that knows nothing has the prevalence, {known:.3f}"
         if metrics.ap - known < COLLAPSED * (1 - known):
             found.append(told)
         elif ap is not None and ap.low <= known:

@@ -1,15 +1,14 @@
 """How many pixels of a resized heatmap lie below given values, and how many equal them.
 
-The GazeFollow AUC needs no more than this: the ranks of the few positive pixels. Three steps, together exact:
+The GazeFollow AUC needs no more than this: the ranks of the few positive pixels. Between two neighbouring columns of cells a row
+of the picture is *linear*, so the pixels of such a piece (about ten) that lie below a value are told by where the line crosses
+it, and no pixel is computed. Three steps, together exact:
 
-1. The pixels of a patch (see :mod:`distill.metrics.resampling`) lie between its four cells' values. Where these are all on
-   one side of every value, the patch counts as a whole: most of a smooth map.
-2. The pixels of the other patches (of the whole map, where most are) are computed in single precision and compared with a
-   band around each value that is wider than single precision's error. On the map moved and scaled to [0,1] that error is
-   *relative* (sums of products of numbers that are not negative), so the band stays narrow where a map is small, as
-   sigmoids are nearly everywhere.
-3. What falls into a band, about one pixel beside the value's own, is computed again in double precision by the formula of
-   the full resize, bit for bit, and compared exactly.
+1. Each piece's line, moved and scaled by the range of its own four cells, is held in single precision: a flat map, a steep one and
+   a plateau far from zero are all alike at this scale. Patches with all pixels on one side of every value are left out first.
+2. Where a pixel lies at the crossing, or a level piece at the value, within single precision's error, the count is in doubt.
+3. Pixels in doubt, about one beside the value's own, are computed in double precision by the formula of the full resize, bit for
+   bit, and compared exactly.
 """
 
 from __future__ import annotations
@@ -17,51 +16,34 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from distill.errors import MetricError
 from distill.metrics.resampling import Axis, axis, patches
 
-# Pixels computed at once: few enough to stay in a core's own cache, enough to make the calls worth their while.
-_CHUNK = 160_000
-_DENSE = 0.4  # share of patches to be computed from which the whole map is cheaper: one matrix product instead of gathering
-_ROUNDING = 0.5 * float(np.finfo(np.float32).eps)  # float32, relative
-_BAND = 10 * _ROUNDING  # 7 are reached: the map 1, in either direction weight, product and sum 3; and the bound itself 1
-_DOUBLE = 32 * float(np.finfo(np.float64).eps)
-_TINY = 1e-35  # below it float32 loses digits, and processors their speed
+_CHUNK = 40_000  # pieces held at once: a few arrays of them stay in a core's own cache
+_MOST = 0.7  # share of patches with pixels on both sides of a value from which all are looked into: choosing costs as well
+_DOUBTS = 20_000  # pieces computed at once, ten pixels each
+_SINGLE = 2.0**-24  # float32's rounding, relative
+# In units of the four cells' range: some 25 roundings are reached (the line's start 5, the value 1, slope times place 9, the
+# reciprocal and the products with it 6), and double precision's own, of the cells and of the pixel that is compared.
+_BAND, _DOUBLE = 48 * _SINGLE, 16 * float(np.finfo(np.float64).eps)
+_LEVEL = 64  # bands that a piece must rise from a pixel to the next: less is level, and of more a single pixel is in doubt
+_TINY = 1e-290  # a range below it counts as this one: its reciprocal is still a number
+_LINE = 16  # float32 of a cache line
+_ONE = np.float32(1).view(np.uint32)
 
 _kept = threading.local()
 
 
-@dataclass(frozen=True)
-class _Resize:
-    """A map ``grid [h,w]`` float64 and the two axes that carry it to a picture."""
-
-    grid: np.ndarray
-    across: Axis
-    down: Axis
-
-    @classmethod
-    def of(cls, grid: np.ndarray, width: int, height: int) -> _Resize:
-        return cls(grid, axis(grid.shape[1], width), axis(grid.shape[0], height))
-
-    def pixels(self, row: np.ndarray, column: np.ndarray, down: np.ndarray, across: np.ndarray) -> np.ndarray:
-        """One pixel ``[K]`` in each of K patches at these weights ``[K]``: operation by operation the full resize."""
-        return patches(self.corners(self.grid, row, column), across[None], down[None])[0, 0]
-
-    def corners(self, grid: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.ndarray:
-        """The four cells ``[4,K]`` of ``grid`` around K patches."""
-        top, bottom = self.down.low[row] * grid.shape[1], self.down.high[row] * grid.shape[1]
-        left, right = self.across.low[column], self.across.high[column]
-        return grid.take(np.stack((top + left, top + right, bottom + left, bottom + right)))
-
-
 def values_at(grid: np.ndarray, x: np.ndarray, y: np.ndarray, width: int, height: int) -> np.ndarray:
     """Values ``[A]`` of the map ``grid [h,w]`` float64, resized to ``width`` × ``height``, at pixels ``x``, ``y`` ``[A]``."""
-    resize = _Resize.of(grid, width, height)
-    across, down = resize.across, resize.down
-    return resize.pixels(down.span[y], across.span[x], down.weight[y], across.weight[x])
+    across, down = axis(grid.shape[1], width), axis(grid.shape[0], height)
+    row, column = down.span[y], across.span[x]
+    corners = np.stack([grid[vertical[row], horizontal[column]] for vertical in (down.low, down.high) for horizontal in (across.low, across.high)])
+    return patches(corners, across.weight[x][None], down.weight[y][None])[0, 0]
 
 
 def pixel_counts(grid: np.ndarray, values: np.ndarray, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
@@ -69,149 +51,261 @@ def pixel_counts(grid: np.ndarray, values: np.ndarray, width: int, height: int) 
 
     ``values [V]`` are distinct. Raises MetricError for a map whose highest value less its lowest is beyond double precision.
     """
-    resize = _Resize.of(grid, width, height)
-    across, down = resize.across, resize.down
     lowest, highest = float(grid.min()), float(grid.max())
     if not np.isfinite(highest - lowest):
         raise MetricError(f"heatmap values from {lowest:g} to {highest:g} cannot be compared; the model that gave it is broken")
     below, equal = np.zeros((2, len(values)), dtype=np.int64)
-    # Border patches lie between a border cell and itself.
-    wide = grid[np.append(down.low, down.high[-1])][:, np.append(across.low, across.high[-1])]
-    # Every fourth row of patches tells well enough whether most are to be computed; either way the counts are the same.
-    _, touched, mixed = _sorted_out(wide[np.arange(len(wide)) % 4 < 2], values)
-    if np.count_nonzero(mixed[::2]) > _DENSE * mixed[::2].size and not touched[:, ~mixed].any():
-        _count(resize, values, below, equal, _whole(resize, _unit(grid)))
-        return below, equal
-    under, touched, mixed = _sorted_out(wide, values)
-    held = bool(touched[:, ~mixed].any())
-    area = np.outer(down.counts, across.counts)
-    area[mixed] = 0
-    area = area.astype(np.float64).ravel()
-    below += np.rint(under.reshape(len(values), -1) @ area).astype(np.int64)
-    if held:  # of patches that are not mixed, a flat one's pixels alone can be equal to a value
-        equal += np.rint(touched.reshape(len(values), -1) @ area).astype(np.int64)
-    rows, columns = np.nonzero(mixed)
-    if len(rows):
-        _count(resize, values, below, equal, _chosen(resize, _unit(grid), rows, columns))
+    every = _Patches.of(grid, _layout(*grid.shape, width, height))
+    if every.flat.size:
+        cells, area = every.corners[0, every.flat], every.layout.area[every.flat]
+        below += (cells < values[:, None]) @ area
+        equal += (cells == values[:, None]) @ area
+    for some in every.chosen(values, below):
+        _Pieces.of(every, some).add_to(below, equal, values)
     return below, equal
 
 
 @dataclass(frozen=True)
-class _Chunk:
-    """Pixels ``[P]`` float32: whole rows of the picture from its pixel ``first`` on, or ``[R,C,K]`` of the patches given."""
+class _Layout:
+    """Where the P patches lie that have pixels: spans ``row``, ``column``, how many pixels (``area``, and ``count`` in a row), all ``[P]``.
 
-    pixel: np.ndarray
-    first: int = 0
-    rows: np.ndarray | None = None
-    columns: np.ndarray | None = None
-
-    def exactly(self, resize: _Resize, found: np.ndarray) -> np.ndarray:
-        """The pixels ``found [F]`` of this chunk in double precision."""
-        across, down = resize.across, resize.down
-        if self.rows is None or self.columns is None:
-            y, x = np.divmod(found + self.first, len(across.span))
-            return resize.pixels(down.span[y], across.span[x], down.weight[y], across.weight[x])
-        rest, patch = np.divmod(found, len(self.rows))
-        y, x = np.divmod(rest, across.ladder.shape[0])
-        row, column = self.rows[patch], self.columns[patch]
-        return resize.pixels(row, column, down.ladder[y, row], across.ladder[x, column])
-
-
-def _count(resize: _Resize, values: np.ndarray, below: np.ndarray, equal: np.ndarray, chunks: Iterator[_Chunk]) -> None:
-    """Add the pixels of ``chunks`` to ``below`` and ``equal``."""
-    lowest, highest = float(resize.grid.min()), float(resize.grid.max())
-    span = highest - lowest
-    bounds = (values - lowest) / span
-    error = _BAND * bounds + (_DOUBLE * max(abs(lowest), abs(highest)) / span + 2 * _TINY)
-    starts, ends = (bounds - error).astype(np.float32), (bounds + error).astype(np.float32)
-    for chunk in chunks:
-        size = chunk.pixel.size
-        marks = _room("marks", bool, 2 * (size + -size % 8)).reshape(2, -1)
-        marks[:, size:] = False
-        eights = marks.view(np.uint64)  # eight marks at once, where all that matters is whether the two are the same
-        unsure: list[tuple[int, np.ndarray]] = []
-        for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
-            # NaN, in place of a pixel that a patch does not have, is neither.
-            below[number] += np.count_nonzero(np.less(chunk.pixel, start, out=marks[0, :size]))
-            np.less_equal(chunk.pixel, end, out=marks[1, :size])
-            block = np.flatnonzero(eights[0] != eights[1])
-            if block.size:
-                which, place = np.nonzero(marks[0].reshape(-1, 8)[block] != marks[1].reshape(-1, 8)[block])
-                unsure.append((number, 8 * block[which] + place))
-        if unsure:
-            limit = np.repeat([number for number, _ in unsure], [found.size for _, found in unsure])
-            exact = chunk.exactly(resize, np.concatenate([found for _, found in unsure]))
-            below += np.bincount(limit[exact < values[limit]], minlength=len(values))
-            equal += np.bincount(limit[exact == values[limit]], minlength=len(values))
-
-
-def _unit(grid: np.ndarray) -> np.ndarray:
-    """The map moved and scaled to [0,1], float32."""
-    lowest = grid.min()
-    unit = ((grid - lowest) / (grid.max() - lowest)).astype(np.float32)
-    unit[unit < _TINY] = 0.0
-    return unit
-
-
-def _whole(resize: _Resize, unit: np.ndarray) -> Iterator[_Chunk]:
-    """All pixels, some rows at a time."""
-    across, down = resize.across, resize.down
-    width, height = len(across.span), len(down.span)
-    lines = unit @ across.matrix.T
-    step = max(1, _CHUNK // width)
-    for first in range(0, height, step):
-        count = min(step, height - first)
-        pixel = _room("pixels", np.float32, count * width).reshape(count, width)
-        # The cells that these rows lie between; the weights of all others are zero.
-        start, end = down.low[down.span[first]], down.high[down.span[first + count - 1]] + 1
-        np.matmul(down.matrix[first : first + count, start:end], lines[start:end], out=pixel)
-        yield _Chunk(pixel.ravel(), first * width)
-
-
-def _chosen(resize: _Resize, unit: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> Iterator[_Chunk]:
-    """The pixels of the patches at ``rows``, ``columns``, laid out ``[R,C,K]``: some patches at a time."""
-    across, down = resize.across, resize.down
-    each = down.single.shape[0], across.single.shape[0]
-    step = max(1, _CHUNK // (each[0] * each[1]))
-    for first in range(0, len(rows), step):
-        row, column = rows[first : first + step], columns[first : first + step]
-        corners = resize.corners(unit, row, column)
-        # take, not an index: that would lay the patches out first, and every pass over the pixels would take ten times as long.
-        weight, rest = across.single.take(column, axis=1), across.rest.take(column, axis=1)
-        upper = rest * corners[0] + weight * corners[1]
-        lower = rest * corners[2] + weight * corners[3]
-        pixel, spare = _room("pixels", np.float32, 2 * each[0] * each[1] * len(row)).reshape(2, *each, len(row))
-        np.multiply(down.rest.take(row, axis=1)[:, None], upper, out=pixel)
-        pixel += np.multiply(down.single.take(row, axis=1)[:, None], lower, out=spare)
-        yield _Chunk(pixel.ravel(), rows=row, columns=column)
-
-
-def _sorted_out(wide: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of the patches between the cells ``wide [h+1,w+1]``: which lie under each value, which may hold a pixel of that value, both
-    ``[V,h,w]``, and which ``[h,w]`` have pixels on both sides of one."""
-    low, high = _neighbours(wide, np.minimum), _neighbours(wide, np.maximum)
-    flat = low == high
-    # Rounding may carry a pixel past its corners by a few units in the last place.
-    slack = np.maximum(-low, high) * (8 * np.finfo(np.float64).eps) + np.finfo(np.float64).tiny
-    slack[flat] = 0.0
-    under = high + slack < values[:, None, None]
-    touched = (low - slack <= values[:, None, None]) & ~under
-    return under, touched, touched.any(axis=0) & ~flat
-
-
-def _neighbours(wide: np.ndarray, choose: np.ufunc) -> np.ndarray:
-    """The least or the greatest ``[h-1,w-1]`` of each 2×2 cells of ``wide [h,w]``."""
-    pairs = choose(wide[:-1], wide[1:])
-    return choose(pairs[:, :-1], pairs[:, 1:])
-
-
-def _room(name: str, kind: type, size: int) -> np.ndarray:
-    """An array ``[size]`` whose contents mean nothing: the same memory every time, one a thread.
-
-    A fresh array of this size is fresh pages from the system, whose faults cost more than the arithmetic on them.
+    ``weight [R,P]`` float32 are the weights of their picture rows, NaN for a row that a patch does not have, ``begin [P]`` that of
+    the first pixel across. The last patches fill up P to whole cache lines, from which rows are read twice as fast; they have no
+    row.
     """
+
+    across: Axis
+    down: Axis
+    rows: np.ndarray
+    columns: np.ndarray
+    row: np.ndarray
+    column: np.ndarray
+    area: np.ndarray
+    count: np.ndarray
+    begin: np.ndarray
+    weight: np.ndarray
+
+
+@lru_cache(maxsize=64)
+def _layout(cells_down: int, cells_across: int, width: int, height: int) -> _Layout:
+    across, down = axis(cells_across, width), axis(cells_down, height)
+    # A picture smaller than the map has no pixel between some of the cells.
+    rows, columns = np.flatnonzero(down.counts), np.flatnonzero(across.counts)
+    number = len(rows) * len(columns)
+    spare = (0, -number % _LINE)
+    row, column = np.pad(rows.repeat(len(columns)), spare), np.pad(np.tile(columns, len(rows)), spare)
+    weight = down.ladder.astype(np.float32)[:, row]
+    weight[:, number:] = np.nan
+    area = down.counts[row] * across.counts[column]
+    area[number:] = 0
+    return _Layout(across, down, rows, columns, row, column, area, across.counts[column].astype(np.float32), across.ladder[0, column], weight)
+
+
+@dataclass(frozen=True)
+class _Patches:
+    """The four ``corners [4,P]`` of all patches, and the least and the greatest of them ``[P]``; ``flat [F]`` are those with four equal ones."""
+
+    layout: _Layout
+    corners: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    flat: np.ndarray
+
+    @classmethod
+    def of(cls, grid: np.ndarray, layout: _Layout) -> _Patches:
+        rows, columns, across, down = layout.rows, layout.columns, layout.across, layout.down
+        number = len(rows) * len(columns)
+        corners = np.zeros((4, len(layout.row)))
+        sides = grid.take(across.low[columns], axis=1), grid.take(across.high[columns], axis=1)
+        for corner, (ends, side) in zip(corners, ((ends, side) for ends in (down.low, down.high) for side in sides), strict=True):
+            np.take(side, ends[rows], axis=0, out=corner[:number].reshape(len(rows), -1), mode="clip")  # the default mode would copy
+        low = np.minimum(np.minimum(corners[0], corners[1]), np.minimum(corners[2], corners[3]))
+        high = np.maximum(np.maximum(corners[0], corners[1]), np.maximum(corners[2], corners[3]))
+        return cls(layout, corners, low, high, np.flatnonzero(low[:number] == high[:number]))
+
+    def chosen(self, values: np.ndarray, below: np.ndarray) -> Iterator[slice | np.ndarray]:
+        """Patches to look into, some at a time; of the others the pixels are added to ``below [V]``, but for flat ones."""
+        # Whole numbers add up exactly in single precision as long as the sum, at most a row's pixels of so many patches, is below 2²⁴.
+        step = _LINE * max(1, min(_CHUNK // len(self.layout.weight), 2**24 // len(self.layout.across.ladder)) // _LINE)
+        # Rounding may carry a pixel past its corners by a few units in the last place.
+        slack = np.maximum(-self.low, self.high) * (8 * np.finfo(np.float64).eps) + np.finfo(np.float64).tiny
+        low, high = self.low - slack, self.high + slack
+        # Every eighth tells well enough whether it is worth while to leave some out; either way the counts are the same.
+        if np.count_nonzero(_either_side(low[::8], high[::8], values)) > _MOST * len(low[::8]):
+            yield from (slice(first, first + step) for first in range(0, len(low), step))
+            return
+        mixed = _either_side(low, high, values)
+        mixed[self.flat] = True
+        whole = np.flatnonzero(~mixed)
+        below += (high[whole] < values[:, None]) @ self.layout.area[whole]
+        mixed[self.flat] = False
+        chosen = np.flatnonzero(mixed)
+        yield from (chosen[first : first + step] for first in range(0, len(chosen), step))
+
+
+def _either_side(low: np.ndarray, high: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Which ``[N]`` of the ranges ``low [N]`` to ``high [N]`` hold one of the values or more."""
+    held = np.zeros(len(low), dtype=bool)
+    for value in values:
+        held |= (low <= value) & (value <= high)
+    return held
+
+
+@dataclass(frozen=True)
+class _Level:
+    """Pieces without a crossing worth the name, of row ``depth [L]`` in patch ``patch [L]``: all pixels ``place`` above the first cell, ± ``reach``."""
+
+    depth: np.ndarray
+    patch: np.ndarray
+    place: np.ndarray
+    reach: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """The linear pieces ``[R,P]`` of at most R picture rows in each of P patches, in units of the range of a patch's four cells.
+
+    A value ``v`` above a patch's first cell is crossed after ``v·turn − shift`` of the ``count [P]`` pixels of a piece, give or take the
+    doubt: ``shift`` is as much less, so that the last whole pixel before it is in doubt when it is nearer than twice the doubt. ``sign`` is
+    1 where the line rises and −1 where it falls, ``falling`` the number of pixels of those that fall, ``band [P]`` single precision's
+    error. Level pieces, and those of flat patches and of rows that a patch does not have, are NaN, which counts as no pixel.
+    """
+
+    layout: _Layout
+    corners: np.ndarray
+    row: np.ndarray
+    column: np.ndarray
+    scale: np.ndarray
+    count: np.ndarray
+    band: np.ndarray
+    turn: np.ndarray
+    shift: np.ndarray
+    sign: np.ndarray
+    falling: int
+    level: _Level
+
+    @classmethod
+    def of(cls, every: _Patches, some: slice | np.ndarray) -> _Pieces:
+        """The pieces of ``some`` patches."""
+        layout, weight = every.layout, every.layout.weight
+        if isinstance(some, np.ndarray):
+            number = len(some)
+            some = np.pad(some, (0, -number % _LINE))
+            weight = np.take(weight, some, axis=1, out=_room("weight", np.float32, (len(weight), len(some))), mode="clip")
+            weight[:, number:] = np.nan
+        else:
+            weight = weight[:, some]
+        corners, low, high = every.corners[:, some], every.low[some], every.high[some]
+        begin, count, step = layout.begin[some], layout.count[some], layout.across.step
+        first, second, third, fourth = corners
+        extent = high - low
+        scale = 1.0 / np.maximum(extent, _TINY)
+        right, under = (second - first) * scale, (third - first) * scale
+        twist = (fourth - third) * scale - right
+        with np.errstate(over="ignore"):
+            band = (_BAND + np.minimum((_DOUBLE * scale) * np.maximum(-low, high), 1e30)).astype(np.float32)
+        right[extent == 0.0] = np.nan
+
+        shape = weight.shape
+        place, slope, turn, shift, sign, spare = (_room(name, np.float32, shape) for name in ("a", "b", "turn", "shift", "sign", "c"))
+        np.multiply(weight, (under + begin * twist).astype(np.float32), out=place)
+        place += (begin * right).astype(np.float32)
+        np.multiply(weight, (step * twist).astype(np.float32), out=slope)
+        slope += (step * right).astype(np.float32)
+        mild = np.less_equal(np.abs(slope, out=spare), _LEVEL * band, out=_room("mild", bool, shape))
+        patch = np.flatnonzero(mild.any(axis=0))
+        depth, which = np.nonzero(mild[:, patch])
+        patch = patch[which]
+        level = _Level(depth, patch, place[depth, patch], band[patch] + spare[depth, patch] * count[patch])
+        place[depth, patch] = slope[depth, patch] = np.nan
+
+        np.divide(np.float32(1), slope, out=turn)
+        np.multiply(place, turn, out=shift)
+        shift -= np.float32(1)
+        shift -= _doubt(turn, band, count, spare)
+        # Its sign alone, put before a one: copysign takes twice as long.
+        np.bitwise_or(np.bitwise_and(slope.view(np.uint32), np.uint32(1 << 31), out=sign.view(np.uint32)), _ONE, out=sign.view(np.uint32))
+        falling = int((len(turn) - sign.sum(axis=0)) @ count.astype(np.float64)) // 2
+        return cls(layout, corners, layout.row[some], layout.column[some], scale, count, band, turn, shift, sign, falling, level)
+
+    def add_to(self, below: np.ndarray, equal: np.ndarray, values: np.ndarray) -> None:
+        """Add the pixels below and equal to each of ``values [V]`` to ``below [V]`` and ``equal [V]``."""
+        shape = self.turn.shape
+        part, whole, nearest = (_room(name, np.float32, shape) for name in ("a", "b", "c"))
+        offsets = _room("offsets", np.float32, (len(values), shape[1]))
+        nearest[:] = 1.0
+        ends = np.full(shape[1], 0.5, dtype=np.float32), self.count + np.float32(0.5)
+        with np.errstate(over="ignore"):  # a value beyond all that single precision holds is as good as infinite
+            for number, (value, offset) in enumerate(zip(values, offsets, strict=True)):
+                np.multiply(value - self.corners[0], self.scale, out=offset, casting="same_kind")
+                _cross(offset, self.turn, self.shift, ends, part, whole)
+                # Before the crossing of a line that rises, and behind that of one that falls, the pixels are below.
+                below[number] += int((whole[:, None] @ self.sign[:, :, None]).sum(dtype=np.float64)) + self.falling
+                np.minimum(nearest, part, out=nearest)
+            doubt = _doubt(self.turn, self.band, self.count, whole)
+            doubt *= np.float32(2)
+            self._settle(np.flatnonzero(np.less_equal(nearest, doubt, out=_room("mild", bool, shape))), offsets, below, equal, values)
+        self._settle_level(offsets, below, equal, values)
+    def _settle(self, piece: np.ndarray, offsets: np.ndarray, below: np.ndarray, equal: np.ndarray, values: np.ndarray) -> None:
+        """Of the pieces ``piece [K]``, each in doubt for some value: the pixel at the crossing, exactly."""
+        if not piece.size:
+            return
+        depth, patch = np.divmod(piece, len(self.count))
+        part, whole = np.empty((2, len(values), len(piece)), dtype=np.float32)
+        turn, count = self.turn.ravel()[piece], self.count[patch]
+        _cross(offsets[:, patch], turn, self.shift.ravel()[piece], (np.float32(0.5), count + np.float32(0.5)), part, whole)
+        number, which = np.nonzero(part <= 2 * _doubt(turn, self.band[patch], count, np.empty_like(turn)))
+        pixel = whole[number, which].astype(np.int64) - 1  # the last that was counted as one before the crossing
+        row, column = self.row[patch[which]], self.column[patch[which]]
+        across, down = self.layout.across.ladder[pixel, column], self.layout.down.ladder[depth[which], row]
+        exact = patches(self.corners[:, patch[which]], across[None], down[None])[0, 0]
+        counted = self.sign.ravel()[piece[which]] > 0
+        below += np.bincount(number[exact < values[number]], minlength=len(values)) - np.bincount(number[counted], minlength=len(values))
+        equal += np.bincount(number[exact == values[number]], minlength=len(values))
+
+    def _settle_level(self, offsets: np.ndarray, below: np.ndarray, equal: np.ndarray, values: np.ndarray) -> None:
+        """Level pieces: as a whole below or above a value, or else each of their pixels exactly."""
+        depth, patch = self.level.depth, self.level.patch
+        above = offsets.take(patch, axis=1) - self.level.place  # of the value over the piece
+        below += ((above > self.level.reach).astype(np.float32) @ self.count[patch]).astype(np.int64)
+        numbers, pieces = np.divmod(np.flatnonzero(np.abs(above) <= self.level.reach), len(patch))
+        for first in range(0, len(pieces), _DOUBTS):
+            number, which = numbers[first : first + _DOUBTS], pieces[first : first + _DOUBTS]
+            row, column = self.row[patch[which]], self.column[patch[which]]
+            across, down = self.layout.across.ladder[:, column], self.layout.down.ladder[depth[which], row]
+            exact = patches(self.corners[:, patch[which]], across, down[None])[0]  # NaN, no pixel, is neither below nor equal
+            for count, found in ((below, exact < values[number]), (equal, exact == values[number])):
+                count += np.bincount(number, found.sum(axis=0), len(values)).astype(np.int64)
+
+
+def _cross(
+    offset: np.ndarray, turn: np.ndarray, shift: np.ndarray, ends: tuple[np.ndarray | np.float32, np.ndarray], part: np.ndarray, whole: np.ndarray
+) -> None:
+    """Pixels before the crossing into ``whole``, and into ``part`` how far the crossing is behind the last of them, or ½ at the ``ends``."""
+    np.multiply(offset, turn, out=part)
+    part -= shift
+    np.fmax(part, ends[0], out=part)  # NaN too is no pixel
+    np.minimum(part, ends[1], out=part)
+    np.floor(part, out=whole)
+    part -= whole
+
+
+def _doubt(turn: np.ndarray, band: np.ndarray, count: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """Single precision's error of a crossing, in pixels; NaN where ``turn`` is."""
+    np.multiply(np.abs(turn, out=out), band, out=out)
+    out += np.float32(4 * _SINGLE) * count
+    return out
+
+
+def _room(name: str, kind: type, shape: tuple[int, int]) -> np.ndarray:
+    """An array of this shape whose contents mean nothing, beginning on a cache line: the same memory every time, one a thread.
+
+    A fresh array of this size may be fresh pages from the system, whose faults cost more than the arithmetic on them.
+    """
+    size, item = shape[0] * shape[1], np.dtype(kind).itemsize
     room = getattr(_kept, name, None)
     if room is None or len(room) < size:
-        room = np.empty(size, dtype=kind)
+        spare: np.ndarray = np.empty(size + 64 // item, dtype=kind)
+        room = spare[-spare.ctypes.data % 64 // item :]
         setattr(_kept, name, room)
-    return room[:size]
+    return room[:size].reshape(shape)

@@ -22,9 +22,7 @@ class Axis:
 
     Output i is low + weight[i]·(high − low), with low and high the cells at either end of ``span[i]``; ``low`` and
     ``high`` ``[n+1]`` repeat the border cell in the first and the last span, which lie outside the centres.
-    ``counts [n+1]`` outputs lie in a span; ``ladder [max count, n+1]`` holds their weights, then NaN. ``single`` and
-    ``rest``, of the ladder's shape, are the weights and one minus the weights in float32, each rounded once, and
-    ``matrix [outputs,n]`` holds the same numbers: its product with the cells is the resampled axis.
+    ``counts [n+1]`` outputs lie in a span; ``ladder [max count, n+1]`` holds their weights, then NaN, each ``step`` more than the one before.
     """
 
     low: np.ndarray
@@ -33,9 +31,7 @@ class Axis:
     weight: np.ndarray
     counts: np.ndarray
     ladder: np.ndarray
-    single: np.ndarray
-    rest: np.ndarray
-    matrix: np.ndarray
+    step: float
 
 
 @lru_cache(maxsize=256)
@@ -49,15 +45,8 @@ def axis(cells: int, outputs: int) -> Axis:
     first = np.cumsum(counts) - counts
     ladder[np.arange(outputs) - first[span], span] = weight
     ends = np.arange(cells + 1)
-    single, rest = ladder.astype(np.float32), (1.0 - ladder).astype(np.float32)
-    low, high = np.maximum(ends - 1, 0), np.minimum(ends, cells - 1)
-    matrix = np.zeros((outputs, cells), dtype=np.float32)
-    # In the first and the last span both ends are one cell, whose weights make one: added up they would be rounded twice.
-    matrix[np.arange(outputs), low[span]] = np.where(low[span] == high[span], 1.0, 1.0 - weight)
-    inner = np.flatnonzero(low[span] != high[span])
-    matrix[inner, high[span[inner]]] = weight[inner]
-    found = Axis(low, high, span, weight, counts, ladder, single, rest, matrix)
-    for array in vars(found).values():
+    found = Axis(np.maximum(ends - 1, 0), np.minimum(ends, cells - 1), span, weight, counts, ladder, cells / outputs)
+    for array in (found.low, found.high, found.span, found.weight, found.counts, found.ladder):
         array.setflags(write=False)
     return found
 

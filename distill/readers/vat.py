@@ -102,10 +102,12 @@ def _track(file: Path, findings: Findings) -> list[tuple[str, Head]]:
     padded = np.pad(np.array(boxes), ((half, half), (0, 0)), mode="edge")
     columns = [np.convolve(padded[:, column], _KERNEL, mode="valid").tolist() for column in range(4)]
     person, heads = file.stem, []
-    for frame, box, (x, y), line in zip(names, zip(*columns, strict=True), gazes, lines, strict=True):
+    for frame, given, box, (x, y), line in zip(names, boxes, zip(*columns, strict=True), gazes, lines, strict=True):
         if box[0] == box[2] or box[1] == box[3]:
             findings.add("head box without area", f"{_place(file)}:{line}: {frame}", "row dropped")
             continue
+        if given[0] == given[2] or given[1] == given[3]:
+            findings.add("box without area in a track", f"{_place(file)}:{line}: {frame}", "kept, the mean over its neighbours has one")
         if x < 0 and y < 0:
             heads.append((frame, Head(box, (), OUT, person)))
         else:
