@@ -19,7 +19,7 @@ from distill.scenes import Scene
 from distill.subjects import Subjects, find_heads_file, gather, given_pictures
 from students.errors import ExportError
 from teachers.contract import GazeOutput
-from teachers.errors import UnknownModelError
+from teachers.errors import DeviceError, UnknownModelError
 from teachers.model import GazeModel, ModelConfig
 from teachers.weights import save_model
 from tests.fixtures import write_folder, write_picture
@@ -283,7 +283,7 @@ def test_models_that_are_not_there(run: Path, tmp_path: Path, monkeypatch: pytes
     with pytest.raises(ConfigurationError, match="no student yet"):
         load_gaze(str(tmp_path))
     if not torch.cuda.is_available():
-        with pytest.raises(ConfigurationError, match="no GPU"):
+        with pytest.raises(DeviceError, match="no GPU"):
             load_gaze(str(run), "cuda")
 
 
