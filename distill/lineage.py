@@ -65,7 +65,7 @@ def lineage(text: str) -> Chain:
         ConfigurationError: ``text`` is none of these; the nearest names, or what lies below it, are offered.
     """
     path = Path(text).expanduser()
-    if path.suffix in (".onnx", ".pt2", ".xml") and path.is_file():
+    if path.suffix in (".onnx", ".pt2", ".xml", ".tflite", ".mlpackage") and path.exists():
         return Chain(text, "export", tuple(_export_links(path)))
     if (path / "config.json").is_file():
         return Chain(text, "run", tuple(_run_links(path)))
@@ -398,7 +398,7 @@ def _export_link(file: Path, content: Mapping[str, Any], student: str | None) ->
     source = str(content.get("weights_digest", ""))
     if student is not None and source != student:
         return Link("export", str(file), stated, CHANGED, f"exported from weights {source}, the run's student is now {student}: export it again")
-    return Link("export", str(file), stated, OK, f"{file.stat().st_size / 1e6:.1f} MB")
+    return Link("export", str(file), stated, OK, f"{sum(each.stat().st_size for each in export_files(file)) / 1e6:.1f} MB")
 
 
 def _read(path: Path) -> dict[str, Any]:
