@@ -19,7 +19,7 @@ from distill.exporting import default_name, export_run, tolerance_of
 from distill.gate_scenes import GateScenes, gate_of
 from students.errors import ExportError
 from students.export import Wanted
-from students.onnx_precision import after_boxes, of_boxes, to_int8
+from students.onnx_precision import INT8_PARTS, after_boxes, of_boxes, stem, to_int8
 from students.onnx_runtime import OnnxGaze, read_export
 from students.parity import Parity, Tolerance
 from students.raw_pictures import RawGaze, answer, prepend_resize
@@ -106,7 +106,7 @@ def test_smaller_numbers(tmp_path: Path, precision: str) -> None:
     halves = sum(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in graph.graph.initializer)
     if precision == "int8":
         assert {"QuantizeLinear", "DequantizeLinear"} <= kinds and not halves
-        assert description["calibration"]["views"] == 64 and description["int8_part"] in ("all", "scene")
+        assert description["calibration"]["views"] == 64 and description["int8_part"] in INT8_PARTS
     else:
         assert halves > 10
         assert exported.parity.heatmap_probability <= 1e-2
@@ -133,10 +133,36 @@ def test_int8_of_the_scene_alone_leaves_the_heads_float(tmp_path: Path) -> None:
     (batch,) = list(GateScenes(gate_of(tiny_run(), 1).shown, (32, 48)))
     feeds = [{"images": batch.images.numpy(), "boxes": batch.boxes.numpy(), "image_index": batch.image_index.numpy()}]
     counts = {}
-    for part in ("all", "scene"):
+    for part in INT8_PARTS:
         to_int8(core_graph(), tmp_path / "q.onnx", feeds, part)
         counts[part] = sum(node.op_type == "DequantizeLinear" for node in onnx.load(tmp_path / "q.onnx").graph.node)
-    assert 0 < counts["scene"] < counts["all"]
+        kept = {node.name: node for node in onnx.load(tmp_path / "q.onnx").graph.node}
+        first = next(node for node in onnx.load(core_graph()).graph.node if node.op_type == "Conv")
+        assert kept[first.name].input[0] == first.input[0], "the first convolution stays float32"
+    assert 0 < counts["scene"] < counts["all"] and 0 < counts["products"] < counts["all"]
+
+
+def test_what_cuts_values_off_is_merged_into_the_convolution_before_it(tmp_path: Path) -> None:
+    """A convolution's output is counted in steps of what is left after the cut: no Clip stays between two of them."""
+    (batch,) = list(GateScenes(gate_of(tiny_run(), 1).shown, (32, 48)))
+    feeds = [{"images": batch.images.numpy(), "boxes": batch.boxes.numpy(), "image_index": batch.image_index.numpy()}]
+    to_int8(core_graph(), tmp_path / "q.onnx", feeds, "all")
+    before, after = (onnx.load(path).graph for path in (core_graph(), tmp_path / "q.onnx"))
+
+    def behind_convolutions(graph: onnx.GraphProto) -> int:
+        made_by = {name: node for node in graph.node for name in node.output}
+        ends = ("Conv", "QuantizeLinear", "DequantizeLinear")
+        return sum(node.op_type == "Clip" and node.input[0] in made_by and made_by[node.input[0]].op_type in ends for node in graph.node)
+
+    assert behind_convolutions(before) > 1 and behind_convolutions(after) == 1, "the first alone, which is float32"
+
+
+def test_the_stem_is_counted_in_convolutions() -> None:
+    graph = onnx.load(core_graph()).graph
+    kinds = {node.name: node.op_type for node in graph.node}
+    one, two = stem(graph, 1), stem(graph, 2)
+    assert [sum(kinds[name] == "Conv" for name in part) for part in (one, two)] == [1, 2] and one < two
+    assert not any(kinds[name] in ("MatMul", "Gemm") for name in stem(graph, 5))
 
 
 def test_int8_without_gaze_points_cannot_be_judged(tmp_path: Path) -> None:

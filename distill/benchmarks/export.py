@@ -50,7 +50,7 @@ def register(actions: Any) -> None:
     parser.add_argument("others", nargs="*", type=Path, metavar="FILE.onnx", help="other gaze models to compare with")
     parser.add_argument("--people", type=_counts, default=(1, 5), metavar="N,N", help="heads in the picture (default: 1,5)")
     parser.add_argument("--rounds", type=int, default=40, metavar="R", help="timed rounds (default: 40)")
-    parser.add_argument("--scenes", type=int, default=64, metavar="N", help="pictures of the gate (default: 64)")
+    parser.add_argument("--scenes", type=int, default=128, metavar="N", help="pictures of the gate (default: 128)")
     parser.add_argument("--data", metavar="SPEC", help="scenes of this data set instead of the run's own")
     parser.add_argument("--split", metavar="NAME", help="split of the data set (default: the run's validation split)")
     parser.add_argument(
