@@ -211,7 +211,7 @@ def test_resized_pictures_go_in_where_they_are_asked_for(tmp_path: Path) -> None
 
 
 def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ExportError, match="float32 with raw pictures only"):
+    with pytest.raises(ExportError, match="torch is written as float32, not as int8"):
         Wanted("torch", "int8")
     with pytest.raises(ConfigurationError, match=r"--tolerance flips is unknown; there are probability, .*inout_flips"):
         tolerance_of("float32", {"flips": 1.0})
