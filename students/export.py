@@ -108,7 +108,7 @@ def export_student(
             trace(merged, core)
         refused: list[str] = []
         parity, runtime = None, None
-        parts = INT8_PARTS if wanted.precision == "int8" and wanted.format != "litert" else ("",)
+        parts = INT8_PARTS if wanted.precision == "int8" else ("",)
         for part in parts:
             _write(merged, core, fresh, wanted, calibration, part, converter)
             description = describe(
@@ -224,7 +224,7 @@ def _write(
         from students.litert_runtime import write_litert
 
         write_litert(
-            student, path, people=wanted.people or 1, precision=wanted.precision, calibration=calibration, python=converter or "",
+            student, path, people=wanted.people or 1, precision=wanted.precision, python=converter or "",
             plain=core.with_name(PLAIN_LITERT),
         )
         return

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ import torch
 
 from students.errors import ExportError
 from students.fixed_people import fixed_program, in_calls, split_answers
-from students.parity import SceneBatch
 from teachers.model import GazeModel
 
 CONVERTER = "litert_torch"
@@ -47,11 +45,9 @@ def converter_python(given: str | None) -> str:
     return chosen
 
 
-def write_litert(
-    student: GazeModel, path: Path, *, people: int, precision: str, calibration: Iterable[SceneBatch], python: str, plain: Path
-) -> None:
-    """Convert ``student`` to ``path``, in the environment of ``python``; ``plain`` is where the float32 file goes that the others are
-    made from. Raises :class:`ExportError` with the converter's last words."""
+def write_litert(student: GazeModel, path: Path, *, people: int, precision: str, python: str, plain: Path) -> None:
+    """Convert ``student`` to ``path``, in the environment of ``python``; ``plain`` is where the float32 file goes that a float16
+    one is made from. Raises :class:`ExportError` with the converter's last words."""
     with tempfile.TemporaryDirectory(prefix="distill-litert-") as folder:
         program = Path(folder) / "student.pt2"
         with warnings.catch_warnings():
@@ -59,11 +55,7 @@ def write_litert(
             torch.export.save(fixed_program(student, people, channels_last=True), str(program))
         command = [python, str(SCRIPT), str(program), str(path if precision == "float32" else plain)]
         if precision != "float32":
-            command += [precision, str(path)]
-        if precision == "int8":
-            feeds = Path(folder) / "feeds.npz"
-            _write_feeds(feeds, calibration, people)
-            command.append(str(feeds))
+            command.append(str(path))
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=_bare())
         if done.returncode or not path.is_file():
             last = [line.strip() for line in done.stderr.splitlines() if line.strip()][-1:] or ["it said nothing"]
@@ -75,18 +67,6 @@ def write_litert(
 def _bare() -> dict[str, str]:
     """Without this process's search path: the other Python has to find its own torch."""
     return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
-
-
-def _write_feeds(path: Path, calibration: Iterable[SceneBatch], people: int) -> None:
-    images, boxes = [], []
-    for batch in calibration:
-        for number, image in enumerate(batch.images):
-            own = batch.boxes[batch.image_index == number]
-            images.append(image.permute(1, 2, 0).numpy())
-            boxes.append(own[torch.arange(people) % len(own)].numpy())
-    if not images:
-        raise ExportError("int8 needs views to calibrate on, and there are none; give a run whose training data are there")
-    np.savez(path, images=np.stack(images), boxes=np.stack(boxes))
 
 
 class LiteRtGaze:

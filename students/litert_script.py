@@ -1,15 +1,14 @@
 """Run by a Python that has LiteRT's converter, in an environment of its own: a ``torch.export`` program to a ``.tflite`` file.
 
-    python litert_script.py PROGRAM.pt2 FLOAT32.tflite [PRECISION OTHER.tflite [FEEDS.npz]]
+    python litert_script.py PROGRAM.pt2 FLOAT32.tflite [FLOAT16.tflite]
 
-Nothing of this project is imported: the converter pins a torch of its own. The second file, in float16 or int8 (calibrated on
-the feeds ``images [V,H,W,3]`` and ``boxes [V,people,4]``), is made from the first.
+Nothing of this project is imported: the converter pins a torch of its own. The second file, with weights in
+float16, is made from the first. Left out: int8 of activations, whose recipe makes inputs and outputs int8 as well.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 
 def convert(program: str, target: str) -> None:
@@ -22,34 +21,22 @@ def convert(program: str, target: str) -> None:
     litert_torch.convert(exported.module(), sample_kwargs=named).export(target)
 
 
-def narrow(source: str, precision: str, target: str, feeds: str | None) -> None:
-    """Write the float32 file ``source`` in float16 (weights) or int8 (weights by channel, activations static)."""
-    from ai_edge_quantizer import quantizer, recipe
+def narrow(source: str, target: str) -> None:
+    """Write the float32 file ``source`` with weights in float16."""
+    from ai_edge_quantizer import quantizer
 
     work = quantizer.Quantizer(source)
-    if precision == "float16":
-        work.load_quantization_recipe([{
-            "regex": ".*", "operation": "*", "algorithm_key": "float_casting",
-            "op_config": {
-                "weight_tensor_config": {"num_bits": 16, "symmetric": True, "granularity": "TENSORWISE", "dtype": "FLOAT"},
-                "compute_precision": "FLOAT", "explicit_dequantize": True, "skip_checks": False,
-            },
-        }])
-        ranges = None
-    else:
-        work.load_quantization_recipe(recipe.static_wi8_ai8())
-        ranges = work.calibrate({"serving_default": _feeds(feeds)}, num_threads=1)
-    work.quantize(ranges).export_model(target)
-
-
-def _feeds(path: str | None) -> list[dict[str, Any]]:
-    import numpy as np
-
-    with np.load(str(path)) as held:
-        return [{"images": image[None], "boxes": boxes} for image, boxes in zip(held["images"], held["boxes"], strict=True)]
+    work.load_quantization_recipe([{
+        "regex": ".*", "operation": "*", "algorithm_key": "float_casting",
+        "op_config": {
+            "weight_tensor_config": {"num_bits": 16, "symmetric": True, "granularity": "TENSORWISE", "dtype": "FLOAT"},
+            "compute_precision": "FLOAT", "explicit_dequantize": True, "skip_checks": False,
+        },
+    }])
+    work.quantize().export_model(target)
 
 
 if __name__ == "__main__":
     convert(*sys.argv[1:3])
     if len(sys.argv) > 3:
-        narrow(sys.argv[2], sys.argv[3], sys.argv[4], sys.argv[5] if len(sys.argv) > 5 else None)
+        narrow(sys.argv[2], sys.argv[3])

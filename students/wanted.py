@@ -14,7 +14,7 @@ PIXELS: Mapping[str, tuple[str, ...]] = {
     "onnx": ("uint8", "float32"), "openvino": ("uint8", "float32"), "torch": ("uint8",), "litert": ("float32",), "coreml": ("float32",),
 }
 OF_FORMAT: Mapping[str, tuple[str, ...]] = {
-    "onnx": PRECISIONS, "openvino": PRECISIONS, "torch": ("float32",), "litert": PRECISIONS, "coreml": ("float32", "float16"),
+    "onnx": PRECISIONS, "openvino": PRECISIONS, "torch": ("float32",), "litert": ("float32", "float16"), "coreml": ("float32", "float16"),
 }
 # Runtimes that want every size known: a call is one picture with this many people, and more people are more calls.
 COUNTED = ("litert", "coreml")

@@ -63,10 +63,10 @@ def test_the_fixed_graph_is_the_student(channels_last: bool) -> None:
 
 def test_what_may_be_wanted() -> None:
     assert (Wanted("litert").pixels, Wanted("litert").people, Wanted("coreml", people=2).people, Wanted().people) == ("float32", PEOPLE, 2, None)
-    assert [default_name(Wanted(*kind)) for kind in (("litert",), ("litert", "int8"), ("coreml", "float16"))] == [
-        "student-litert.tflite", "student-litert-int8.tflite", "student-coreml-float16.mlpackage",
+    assert [default_name(Wanted(*kind)) for kind in (("litert",), ("litert", "float16"), ("coreml", "float16"))] == [
+        "student-litert.tflite", "student-litert-float16.tflite", "student-coreml-float16.mlpackage",
     ]
-    for wrong in ({"format": "litert", "pixels": "uint8"}, {"format": "coreml", "precision": "int8"}, {"people": 3}, {"format": "litert", "people": -1}):
+    for wrong in ({"format": "litert", "pixels": "uint8"}, {"format": "coreml", "precision": "int8"}, {"format": "litert", "precision": "int8"}, {"people": 3}, {"format": "litert", "people": -1}):
         with pytest.raises(ExportError, match=r"takes pixels float32|as float32 or float16|only litert and coreml|from 1 on"):
             Wanted(**wrong)  # type: ignore[arg-type]
 
@@ -89,7 +89,7 @@ def test_a_converter_that_gives_up_is_quoted(tmp_path: Path, monkeypatch: pytest
     """The script, run by a Python without the converter, fails as one whose converter fails does."""
     with pytest.raises(ExportError, match="gave up: ModuleNotFoundError: No module named 'litert_torch'"):
         litert_runtime.write_litert(
-            tiny_model().eval(), tmp_path / "a.tflite", people=2, precision="float32", calibration=(), python=sys.executable, plain=tmp_path / "p.tflite"
+            tiny_model().eval(), tmp_path / "a.tflite", people=2, precision="float32", python=sys.executable, plain=tmp_path / "p.tflite"
         )
     assert list(tmp_path.iterdir()) == []
 

@@ -27,7 +27,7 @@ examples:
 """
 KINDS = (
     ("onnx", "float32"), ("onnx", "float16"), ("onnx", "int8"), ("torch", "float32"),
-    ("openvino", "float32"), ("openvino", "float16"), ("openvino", "int8"), ("litert", "float32"), ("litert", "float16"), ("litert", "int8"),
+    ("openvino", "float32"), ("openvino", "float16"), ("openvino", "int8"), ("litert", "float32"), ("litert", "float16"),
     ("coreml", "float32"), ("coreml", "float16"),
 )
 SHOWN = (
