@@ -84,7 +84,7 @@ def export_run(
     out: Path | None = None,
     *,
     wanted: Wanted | None = None,
-    scenes: int = 128,
+    scenes: int = 64,
     data: str | None = None,
     split: str | None = None,
     tolerance: Mapping[str, float] | None = None,

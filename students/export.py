@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from students.errors import ExportError
 from students.export_description import describe, refuse_strangers, write_json
 from students.export_timing import BareOnnx, compared_with_float32
-from students.onnx_precision import INT8_PARTS, to_float16, to_int8
+from students.onnx_precision import PARTS, to_float16, to_int8
 from students.onnx_runtime import OnnxGaze, description_path, export_entries
 from students.parity import TOLERANCES, Parity, SceneBatch, Scorer, Tolerance, compare
 from students.raw_pictures import Runtime, answer, prepend_resize
@@ -108,7 +108,7 @@ def export_student(
             trace(merged, core)
         refused: list[str] = []
         parity, runtime = None, None
-        parts = INT8_PARTS if wanted.precision == "int8" else ("",)
+        parts = parts_of(wanted)
         for part in parts:
             _write(merged, core, fresh, wanted, calibration, part, converter)
             description = describe(
@@ -122,7 +122,7 @@ def export_student(
             parity, failures = _gate(student, runtime, scenes, first, tolerance, scorer)
             if not failures:
                 break
-            refused.append(f"{f'int8 in {part}: ' if part else ''}{', '.join(failures)}")
+            refused.append(f"{f'{wanted.precision} in {part}: ' if part else ''}{', '.join(failures)}")
         else:
             assert parity is not None
             most = "; ".join(scene.describe() for scene in parity.worst)
@@ -133,7 +133,7 @@ def export_student(
         description |= {
             "parity": None if parity is None else parity.to_json(), "tolerance": asdict(tolerance),
             "tolerance_changed": {key: value for key, value in asdict(tolerance).items() if value != getattr(usual, key)},
-            **({"int8_part": part, "int8_refused": refused} if part else {}),
+            **({f"{wanted.precision}_part": part, f"{wanted.precision}_refused": refused} if part else {}),
             **(facts or {}),
         }
         if runtime is None or parity is None:
@@ -172,6 +172,13 @@ def can_run(wanted: Wanted) -> bool:
 
         return can_predict()
     return True
+
+
+def parts_of(wanted: Wanted) -> tuple[str, ...]:
+    """What the precision is tried for, in this order; "" where there is nothing to choose."""
+    if wanted.precision == "int8" or (wanted.precision == "float16" and wanted.format == "onnx"):
+        return PARTS[wanted.precision]
+    return ("",)
 
 
 def open_runtime(path: Path, wanted: Wanted, *, threads: int | None = None) -> Runtime:
@@ -242,7 +249,7 @@ def _write(
     changed = core
     if wanted.precision == "float16" and wanted.format == "onnx":
         changed = core.with_name("float16.onnx")
-        to_float16(core, changed)
+        to_float16(core, changed, part)
     elif wanted.precision == "int8":
         feeds = [
             {"images": batch.images.numpy(), "boxes": batch.boxes.numpy(), "image_index": batch.image_index.numpy().astype(np.int64)}

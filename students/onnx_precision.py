@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,24 @@ import numpy as np
 from students.errors import ExportError
 
 PRECISIONS = ("float32", "float16", "int8")
-# What is int8, tried in this order until the gate lets one pass: all, what is computed once a picture and not for each head, or
-# matrix products alone.
+# What a precision is used for, tried in this order until the gate lets a file pass. float16: weights and arithmetic, or weights alone, at
+# half the size as well. int8: all, what is computed once a picture and not for each head, or matrix products alone.
+FLOAT16_PARTS = ("all", "weights")
 INT8_PARTS = ("all", "scene", "products")
+PARTS: Mapping[str, tuple[str, ...]] = {"float16": FLOAT16_PARTS, "int8": INT8_PARTS}
 PRODUCTS = ("MatMul", "Gemm")
 HEAVY = ("Conv", "ConvTranspose", *PRODUCTS)
+SMALL = 256  # numbers; biases and norms are a percent of a file, and what they lose adds to every cell
 # Merged into the convolution before them: its output is then counted in steps of what is left after them. Counted before, with range
 # for what they cut off, a student of EfficientNet-Lite lost .007 of AUC and .029 of avg L2 (.0003 and nothing so), and was half as fast.
 MERGED = ("Clip", "Relu")
 
 
-def to_float16(source: Path, target: Path) -> None:
+def to_float16(source: Path, target: Path, part: str = "all") -> None:
     """Write ``source`` to ``target`` with float16 inside, but for the first five convolutions one after the other.
+
+    ``part`` is one of :data:`FLOAT16_PARTS`. With "weights" alone each is cast to float32 before it is used, which runtimes do once,
+    when the file is opened.
 
     Where batch normalisation is folded into these, EfficientNet-Lite's have weights up to 18 that cancel: the second alone moved
     probabilities of a trained student by .0117 in float16, all behind the fifth moved them by .0075 together. The five are 10 kB.
@@ -39,12 +45,39 @@ def to_float16(source: Path, target: Path) -> None:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     model = onnx.load(str(source))
+    left_out = of_boxes(model.graph) | stem(model.graph, 5)
+    if part == "weights":
+        _halve_weights(model.graph, left_out)
+        onnx.save(model, str(target))
+        return
     with warnings.catch_warnings(), _quiet():
         # Weights below float16's least value become that value; the gate sees what it does.
         warnings.simplefilter("ignore")
-        converted = convert_float_to_float16(model, keep_io_types=True, node_block_list=sorted(of_boxes(model.graph) | stem(model.graph, 5)))
+        converted = convert_float_to_float16(model, keep_io_types=True, node_block_list=sorted(left_out))
     _sort(converted.graph)
     onnx.save(converted, str(target))
+
+
+def _halve_weights(graph: Any, left_out: Set[str]) -> None:
+    """Store the weights of ``graph`` in float16, each with a cast to float32; those of the nodes in ``left_out`` stay, and small ones, and
+    any with a value beyond float16."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    kept = {name for node in graph.node if node.name in left_out for name in node.input}
+    casts = []
+    for tensor in graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT or tensor.name in kept:
+            continue
+        values = numpy_helper.to_array(tensor)
+        if values.size < SMALL or np.abs(values).max() > np.finfo(np.float16).max:
+            continue
+        name, half = tensor.name, f"{tensor.name}.float16"
+        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), half))
+        casts.append(helper.make_node("Cast", [half], [name], name=f"{name}.cast", to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *(type(node).FromString(node.SerializeToString()) for node in graph.node)]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def to_int8(source: Path, target: Path, calibration: Iterable[Mapping[str, np.ndarray]], part: str) -> None:

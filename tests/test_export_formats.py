@@ -108,7 +108,7 @@ def test_smaller_numbers(tmp_path: Path, precision: str) -> None:
         assert {"QuantizeLinear", "DequantizeLinear"} <= kinds and not halves
         assert description["calibration"]["views"] == 64 and description["int8_part"] in INT8_PARTS
     else:
-        assert halves > 10
+        assert halves > 10 and description["float16_part"] == "all"
         assert exported.parity.heatmap_probability <= 1e-2
     # Any number of pictures of any size, any number of heads.
     runtime = OnnxGaze(exported.path, threads=1)
@@ -117,6 +117,24 @@ def test_smaller_numbers(tmp_path: Path, precision: str) -> None:
         assert inout is not None
         assert heatmap.shape == (len(given[1]), 16, 20) and np.isfinite(heatmap).all() and np.isfinite(inout).all()
         np.testing.assert_allclose(1 / (1 + np.exp(-heatmap)), 1 / (1 + np.exp(-from_torch(*given)[0])), atol=0.01 if precision == "float16" else 0.2)
+
+
+def test_float16_falls_back_to_weights_alone(tmp_path: Path) -> None:
+    run, wanted = tiny_run(), Wanted(precision="float16")
+    whole = export_run(run, tmp_path / "all.onnx", wanted=wanted, scenes=12, tolerance=ANY)
+    assert whole.parity is not None
+    tight = {**ANY, "probability": 0.9 * whole.parity.heatmap_probability}
+    exported = export_run(run, tmp_path / "weights.onnx", wanted=wanted, scenes=12, tolerance=tight)
+    description = read_export(exported.path)
+    assert description["float16_part"] == "weights" and "float16 in all: heatmap |Δp|" in description["float16_refused"][0]
+    assert exported.parity is not None and exported.parity.heatmap_probability <= tight["probability"]
+    graph = onnx.load(exported.path)
+    onnx.checker.check_model(graph)
+    halves = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT16}
+    exact = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(core_graph()).graph.initializer}
+    for name, values in halves.items():
+        np.testing.assert_array_equal(values, exact[name.removesuffix(".float16")].astype(np.float16))
+    assert halves and exported.description["bytes"] < tiny_export().description["bytes"]
 
 
 def test_what_comes_from_boxes_alone_stays_float32() -> None:

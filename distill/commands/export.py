@@ -66,7 +66,7 @@ def register(subparsers: Any) -> None:
         "--out", type=Path, metavar="FILE",
         help="the file, .onnx, .pt2, .xml, .tflite or .mlpackage (default: RUN/exports/student.onnx), or the page's folder",
     )
-    parser.add_argument("--scenes", type=_positive, default=128, metavar="N", help="pictures to compare on (default: 128)")
+    parser.add_argument("--scenes", type=_positive, default=64, metavar="N", help="pictures to compare on (default: 64)")
     parser.add_argument(
         "--tolerance", action="append", type=_change, default=[], metavar="NAME=VALUE",
         help="allow another difference: probability, argmax_equal, mean_shift, auc_loss, avg_l2_gain, inout_flips; the JSON records it",
