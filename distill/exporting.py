@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,26 +12,33 @@ from typing import TYPE_CHECKING, Any
 from distill.errors import ConfigurationError, MissingExtraError
 
 if TYPE_CHECKING:
-    from students.export import Exported, Wanted
+    from students.export import Exported
     from students.parity import Tolerance
+    from students.wanted import Wanted
 
 # What each format needs beyond torch: (extra, modules).
 NEEDS: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "onnx": (("export", ("onnx", "onnxscript", "onnxruntime")),),
     "torch": (),
     "openvino": (("export", ("onnx", "onnxscript", "onnxruntime")), ("openvino", ("openvino",))),
+    "litert": (("litert", ("ai_edge_litert.interpreter",)),),
+    "coreml": (("coreml", ("coremltools",)),),
 }
 
 
 def require_extra(extra: str, *modules: str) -> None:
     """Raise :class:`MissingExtraError` with the command that mends it if one of ``modules`` cannot be imported."""
+    before = logging.root.manager.disable
     for module in modules:
         try:
+            logging.disable(logging.WARNING)  # coremltools lists on import what only another system has
             importlib.import_module(module)
         except ImportError as error:
             raise MissingExtraError(
                 f"{module} is needed and cannot be imported ({error}); run `pip install 'gaze-distill[{extra}]'`"
             ) from None
+        finally:
+            logging.disable(before)
 
 
 def student_directory(path: Path) -> Path:
@@ -49,11 +57,12 @@ def student_directory(path: Path) -> Path:
 def default_name(wanted: Wanted) -> str:
     """The name of a file of this kind: each kind has its own, so that they lie side by side with a JSON each."""
     from students.onnx_runtime import SUFFIXES
+    from students.wanted import PIXELS
 
     parts = ["student"]
     parts += [wanted.format] if wanted.format != "onnx" else []
     parts += [wanted.precision] if wanted.precision != "float32" else []
-    parts += ["resized"] if wanted.pixels != "uint8" else []
+    parts += ["resized"] if wanted.pixels != PIXELS[wanted.format][0] else []
     return "-".join(parts) + SUFFIXES[wanted.format]
 
 
@@ -81,14 +90,17 @@ def export_run(
     tolerance: Mapping[str, float] | None = None,
     advance: Callable[[int], None] | None = None,
     begin: Callable[[int], None] | None = None,
+    converter: str | None = None,
 ) -> Exported:
     """Export the student of ``run``, by default as ``exports/student.onnx`` in the run's directory.
 
-    ``begin(n)`` is called with the number of scenes before the graph is traced, ``advance(n)`` when n of them were compared.
+    ``begin(n)`` is called with the number of scenes before the graph is traced, ``advance(n)`` when n of them were compared;
+    ``converter`` is the Python that has LiteRT's converter.
     Raises :class:`MissingExtraError`, :class:`ConfigurationError`, :class:`DataError` and
     :class:`students.errors.ExportError`; what was exported before then stays as it is.
     """
-    from students.export import Wanted, export_student
+    from students.export import export_student
+    from students.wanted import Wanted
 
     wanted = wanted or Wanted()
     for extra, modules in NEEDS[wanted.format]:
@@ -117,4 +129,5 @@ def export_run(
         name=description["name"], weights_digest=description["weights_digest"], wanted=wanted,
         calibration=GateScenes(gate.calibration, model.input_size, policy=gate.policy, exif=gate.exif),
         scorer=lambda: GateScorer(gate.protocol), facts=recorded, tolerance=allowed,
+        converter=converter,
     )

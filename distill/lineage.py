@@ -53,7 +53,7 @@ def lineage(text: str) -> Chain:
         ConfigurationError: ``text`` is none of these; the nearest names, or what lies below it, are offered.
     """
     path = Path(text).expanduser()
-    if path.suffix in (".onnx", ".pt2", ".xml") and path.is_file():
+    if path.suffix in (".onnx", ".pt2", ".xml", ".tflite", ".mlpackage") and path.exists():
         return Chain(text, "export", tuple(_export_links(path)))
     from distill.web_lineage import is_web_folder, web_links
 
@@ -171,7 +171,7 @@ def _run_links(run: Path, *, exports: bool = True) -> Iterator[Link]:
     for beside in sorted((run / "exports").glob("*.json")) if exports else ():
         content = _read(beside)
         file = beside.with_name(str(content.get("file", f"{beside.stem}.onnx")))
-        if file.is_file():
+        if file.exists():  # a Core ML package is a folder
             yield export_link(file, content, digest)
     if exports:
         from distill.web_lineage import page_links

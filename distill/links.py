@@ -164,4 +164,4 @@ def export_link(file: Path, content: Mapping[str, Any], student: str | None) -> 
     source = str(content.get("weights_digest", ""))
     if student is not None and source != student:
         return Link("export", str(file), stated, CHANGED, f"exported from weights {source}, the run's student is now {student}: export it again")
-    return Link("export", str(file), stated, OK, f"{file.stat().st_size / 1e6:.1f} MB")
+    return Link("export", str(file), stated, OK, f"{sum(each.stat().st_size for each in export_files(file)) / 1e6:.1f} MB")

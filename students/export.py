@@ -10,9 +10,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -25,44 +23,28 @@ from torch import Tensor, nn
 
 from students.errors import ExportError
 from students.export_description import describe, refuse_strangers, write_json
-from students.onnx_precision import INT8_PARTS, PRECISIONS, to_float16, to_int8
-from students.onnx_runtime import SUFFIXES, OnnxGaze, description_path, export_files
+from students.export_timing import BareOnnx, compared_with_float32
+from students.onnx_precision import PARTS, to_float16, to_int8
+from students.onnx_runtime import OnnxGaze, description_path, export_entries
 from students.parity import TOLERANCES, Parity, SceneBatch, Scorer, Tolerance, compare
 from students.raw_pictures import Runtime, answer, prepend_resize
 from students.reparametrise import has_branches, reparametrised
+from students.wanted import Wanted
 from teachers.model import GazeModel
 
 OPSET = 18
 PREDICTOR = "gaze_predictor.py"
+PLAIN_LITERT = "plain.tflite"
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that passed the gate: where it is, what its JSON says, and by what it differs from the student."""
+    """A file that passed the gate: where it is, what its JSON says, and by what it differs from the student (None where this machine has
+    no runtime for it, which the JSON says under ``gate``)."""
 
     path: Path
     description: Mapping[str, Any]
-    parity: Parity
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What kind of file: ``format`` one of onnx, torch, openvino; ``precision`` one of float32, float16, int8; ``pixels`` "uint8" for
-    raw pictures with the resizing inside, "float32" for pictures that the caller resizes (where a runtime has no such operator)."""
-
-    format: str = "onnx"
-    precision: str = "float32"
-    pixels: str = "uint8"
-
-    def __post_init__(self) -> None:
-        if self.format not in SUFFIXES:
-            raise ExportError(f"format {self.format!r} is not known; there are {', '.join(SUFFIXES)}")
-        if self.precision not in PRECISIONS:
-            raise ExportError(f"precision {self.precision!r} is not known; there are {', '.join(PRECISIONS)}")
-        if self.pixels not in ("uint8", "float32"):
-            raise ExportError(f"pixels {self.pixels!r} are not known; there are uint8 (raw pictures) and float32 (resized ones)")
-        if self.format == "torch" and (self.precision, self.pixels) != ("float32", "uint8"):
-            raise ExportError("a torch program is written as float32 with raw pictures only; use --format onnx for another precision")
+    parity: Parity | None
 
 
 class Graph(nn.Module):
@@ -89,12 +71,14 @@ def export_student(
     scorer: Callable[[], Scorer] | None = None,
     facts: Mapping[str, Any] | None = None,
     tolerance: Tolerance | None = None,
+    converter: str | None = None,
 ) -> Exported:
     """Write ``model`` to ``path`` and its description to the JSON beside it, if the two agree on ``scenes``.
 
     ``scenes`` and ``calibration`` (int8 only: training views) are gone through more than once. ``scorer`` makes what measures AUC and
     avg L2; int8 is judged by them. ``name`` and ``weights_digest`` say what was exported; ``facts`` are further entries of
-    the JSON (``metrics``, ``lineage``, ...). What was at ``path`` before stays until the new file has passed.
+    the JSON (``metrics``, ``lineage``, ...); ``converter`` is the Python that has LiteRT's. What was at ``path`` before stays until the new
+    file has passed. A Core ML package is compared on macOS only; elsewhere its structure is checked and the JSON says so under ``gate``.
 
     Raises :class:`ExportError` when the file differs from the student by more than ``tolerance`` (by default the precision's own; the
     scenes that differ most are named), and ``ImportError`` where an exporter or a runtime is not installed.
@@ -103,6 +87,10 @@ def export_student(
     usual = TOLERANCES[wanted.precision]
     tolerance = tolerance or usual
     refuse_strangers(path, wanted.format)
+    if wanted.format == "litert":
+        from students.litert_runtime import converter_python
+
+        converter = converter_python(converter)  # before minutes are spent
     first = next(iter(scenes), None)
     if first is None or len(first.boxes) == 0:
         raise ExportError("there is no scene to compare the exported file on; give scenes with heads")
@@ -113,49 +101,84 @@ def export_student(
     try:
         fresh = workshop / "file" / path.name
         fresh.parent.mkdir()
+        # Branches of training become one convolution; the file is compared with the student that has them.
+        merged = reparametrised(student) if has_branches(student) else student
         core = workshop / "core.onnx"
-        if wanted.format != "torch":
-            # Branches of training become one convolution; the file is compared with the student that has them.
-            trace(reparametrised(student) if has_branches(student) else student, core)
+        if wanted.format in ("onnx", "openvino"):
+            trace(merged, core)
         refused: list[str] = []
-        parts = INT8_PARTS if wanted.precision == "int8" else ("",)
+        parity, runtime = None, None
+        parts = parts_of(wanted)
         for part in parts:
-            _write(student, core, fresh, wanted, calibration, part)
+            _write(merged, core, fresh, wanted, calibration, part, converter)
             description = describe(
-                student, fresh, name=name, weights_digest=weights_digest, kind=wanted.format, precision=wanted.precision, pixels=wanted.pixels
+                student, fresh, name=name, weights_digest=weights_digest, kind=wanted.format, precision=wanted.precision, pixels=wanted.pixels,
+                people=wanted.people,
             )
             write_json(description_path(fresh), description)
+            if not can_run(wanted):
+                break
             runtime = open_runtime(fresh, wanted, threads=torch.get_num_threads())
             parity, failures = _gate(student, runtime, scenes, first, tolerance, scorer)
             if not failures:
                 break
-            refused.append(f"{f'int8 in {part}: ' if part else ''}{', '.join(failures)}")
+            refused.append(f"{f'{wanted.precision} in {part}: ' if part else ''}{', '.join(failures)}")
         else:
+            assert parity is not None
             most = "; ".join(scene.describe() for scene in parity.worst)
             raise ExportError(
                 f"{path.name} is withheld, it does not answer as its student does in {RUNTIMES[wanted.format]}: {'; '.join(refused)}; scenes "
                 f"that differ most: {most}; try another precision, or allow more by --tolerance NAME=VALUE, which is recorded"
             )
         description |= {
-            "parity": parity.to_json(), "tolerance": asdict(tolerance),
+            "parity": None if parity is None else parity.to_json(), "tolerance": asdict(tolerance),
             "tolerance_changed": {key: value for key, value in asdict(tolerance).items() if value != getattr(usual, key)},
-            **({"int8_part": part, "int8_refused": refused} if part else {}),
-            **_compared_with_float32(student, core, runtime, workshop, first, wanted, description["bytes"]),
+            **({f"{wanted.precision}_part": part, f"{wanted.precision}_refused": refused} if part else {}),
             **(facts or {}),
         }
+        if runtime is None or parity is None:
+            from students.coreml_runtime import NOT_RUN
+
+            description |= {"gate": NOT_RUN, "timing": None, "remarks": []}
+        else:
+            plain = _plain(workshop, merged, core, wanted)
+            description |= compared_with_float32(student, runtime, plain, first, wanted, description["bytes"])
         write_json(description_path(fresh), description)
         if wanted.format == "onnx":
             shutil.copyfile(Path(__file__).with_name(PREDICTOR), path.parent / PREDICTOR)
         # The file first: should the second rename not happen, its old JSON is told from it by the digest.
-        for file in export_files(fresh):
-            os.replace(file, path.parent / file.name)
+        for entry in export_entries(fresh):
+            _put(entry, path.parent / entry.name, workshop)
         os.replace(description_path(fresh), description_path(path))
     finally:
         shutil.rmtree(workshop, ignore_errors=True)
     return Exported(path, description, parity)
 
 
-RUNTIMES: Mapping[str, str] = {"onnx": "ONNX Runtime", "torch": "torch", "openvino": "OpenVINO"}
+RUNTIMES: Mapping[str, str] = {"onnx": "ONNX Runtime", "torch": "torch", "openvino": "OpenVINO", "litert": "LiteRT", "coreml": "Core ML"}
+
+
+def _put(entry: Path, target: Path, workshop: Path) -> None:
+    """``entry`` in the place of ``target``; a folder cannot be renamed over another, so the old one steps aside first."""
+    if target.is_dir():
+        os.replace(target, workshop / f"old {target.name}")
+    os.replace(entry, target)
+
+
+def can_run(wanted: Wanted) -> bool:
+    """Whether this machine has a runtime for the format at all, whatever is installed."""
+    if wanted.format == "coreml":
+        from students.coreml_runtime import can_predict
+
+        return can_predict()
+    return True
+
+
+def parts_of(wanted: Wanted) -> tuple[str, ...]:
+    """What the precision is tried for, in this order; "" where there is nothing to choose."""
+    if wanted.precision == "int8" or (wanted.precision == "float16" and wanted.format == "onnx"):
+        return PARTS[wanted.precision]
+    return ("",)
 
 
 def open_runtime(path: Path, wanted: Wanted, *, threads: int | None = None) -> Runtime:
@@ -168,6 +191,14 @@ def open_runtime(path: Path, wanted: Wanted, *, threads: int | None = None) -> R
         from students.openvino_runtime import OpenVinoGaze
 
         return OpenVinoGaze(path, pixels=wanted.pixels, threads=threads)
+    if wanted.format == "litert":
+        from students.litert_runtime import LiteRtGaze
+
+        return LiteRtGaze(path, people=wanted.people or 1, threads=threads)
+    if wanted.format == "coreml":
+        from students.coreml_runtime import CoreMlGaze
+
+        return CoreMlGaze(path, people=wanted.people or 1)
     return OnnxGaze(path, threads=threads)
 
 
@@ -192,8 +223,24 @@ def _gate(
     return parity, parity.failures(tolerance)
 
 
-def _write(student: GazeModel, core: Path, path: Path, wanted: Wanted, calibration: Iterable[SceneBatch], part: str) -> None:
-    """One attempt at the file wanted, from the traced graph ``core``."""
+def _write(
+    student: GazeModel, core: Path, path: Path, wanted: Wanted, calibration: Iterable[SceneBatch], part: str, converter: str | None = None
+) -> None:
+    """One attempt at the file wanted, from the traced graph ``core`` or, where a format does not begin with ONNX, from ``student``."""
+    if wanted.format == "litert":
+        from students.litert_runtime import write_litert
+
+        write_litert(
+            student, path, people=wanted.people or 1, precision=wanted.precision, python=converter or "",
+            plain=core.with_name(PLAIN_LITERT),
+        )
+        return
+    if wanted.format == "coreml":
+        from students.coreml_runtime import check_structure, write_coreml
+
+        write_coreml(student, path, people=wanted.people or 1, half=wanted.precision == "float16")
+        check_structure(student, path, people=wanted.people or 1)
+        return
     if wanted.format == "torch":
         from students.torch_program import write_program
 
@@ -202,7 +249,7 @@ def _write(student: GazeModel, core: Path, path: Path, wanted: Wanted, calibrati
     changed = core
     if wanted.precision == "float16" and wanted.format == "onnx":
         changed = core.with_name("float16.onnx")
-        to_float16(core, changed)
+        to_float16(core, changed, part)
     elif wanted.precision == "int8":
         feeds = [
             {"images": batch.images.numpy(), "boxes": batch.boxes.numpy(), "image_index": batch.image_index.numpy().astype(np.int64)}
@@ -221,6 +268,18 @@ def _write(student: GazeModel, core: Path, path: Path, wanted: Wanted, calibrati
         from students.openvino_runtime import write_openvino
 
         write_openvino(graph, path, half=wanted.precision == "float16")
+
+
+def _plain(workshop: Path, student: GazeModel, core: Path, wanted: Wanted) -> tuple[Path, Runtime] | None:
+    """The float32 file that one of another precision is compared with in size and speed; None where it is float32 itself."""
+    if wanted.precision == "float32" or wanted.format == "coreml":
+        return None
+    if wanted.format == "litert":
+        path = workshop / PLAIN_LITERT
+        return path, open_runtime(path, Wanted("litert", people=wanted.people), threads=torch.get_num_threads())
+    path = workshop / "plain.onnx"
+    _write(student, core, path, Wanted(pixels=wanted.pixels), (), "")
+    return path, BareOnnx(path, wanted.pixels)
 
 
 def trace(student: GazeModel, path: Path) -> None:
@@ -242,67 +301,6 @@ def trace(student: GazeModel, path: Path) -> None:
     if program is None:
         raise ExportError("the exporter returned no graph; update torch and onnxscript")
     program.save(path, external_data=False)
-
-
-def interleaved_ms(calls: Mapping[str, Callable[[], Any]], *, runs: int = 15, warm_up: int = 2) -> dict[str, list[float]]:
-    """Milliseconds of every run of each of ``calls``, in turn so that whatever else the machine does hits all alike."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(warm_up + runs):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            call()
-            if number >= warm_up:
-                times[name].append(1000.0 * (time.perf_counter() - began))
-    return times
-
-
-def one_picture(student_size: tuple[int, int], pixels: str, heads: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A noise picture of the student's own size with ``heads`` heads, as a file wants it: speed does not depend on what is seen."""
-    height, width = student_size
-    picture = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), dtype=np.uint8)
-    given = picture if pixels == "uint8" else np.ascontiguousarray(picture.transpose(0, 3, 1, 2), np.float32) / np.float32(255.0)
-    left = np.linspace(0.05, 0.75, heads, dtype=np.float32)
-    boxes = np.stack((left, np.full_like(left, 0.2), left + 0.15, np.full_like(left, 0.5)), axis=1)
-    return given, boxes, np.zeros(heads, np.int64)
-
-
-def _compared_with_float32(
-    student: GazeModel, core: Path, runtime: Runtime, workshop: Path, first: SceneBatch, wanted: Wanted, size: int
-) -> dict[str, Any]:
-    """Milliseconds of one picture of the input size with one head, in torch, in this file, and in float32 ONNX if it is another."""
-    scene = first.images[:1], first.boxes[:1], torch.zeros(1, dtype=torch.int64)
-    own = one_picture(student.input_size, wanted.pixels)
-
-    def in_torch() -> None:
-        with torch.inference_mode():
-            student(*scene)
-
-    calls: dict[str, Callable[[], Any]] = {"torch_ms": in_torch, "file_ms": lambda: runtime.run(*own)}
-    note: dict[str, Any] = {}
-    if wanted.precision != "float32":
-        plain = workshop / "plain.onnx"
-        _write(student, core, plain, Wanted(pixels=wanted.pixels), (), "")
-        session = _bare_session(plain)
-        names = [each.name for each in session.get_inputs()]
-        calls["float32_ms"] = lambda: session.run(None, dict(zip(names, own, strict=True)))
-        note["float32_bytes"] = plain.stat().st_size
-    ms = {key: statistics.median(values) for key, values in interleaved_ms(calls).items()}
-    timing = {**ms, "threads": torch.get_num_threads(), "images": 1, "heads": 1, **note}
-    remarks = []
-    if note and size >= note["float32_bytes"]:
-        remarks.append(f"not smaller than float32: {size / 1e6:.2f} MB against {note['float32_bytes'] / 1e6:.2f} MB")
-    if note and ms["file_ms"] >= ms["float32_ms"]:
-        remarks.append(f"not faster than float32 here: {ms['file_ms']:.1f} ms against {ms['float32_ms']:.1f} ms")
-    return {"timing": timing, "remarks": remarks}
-
-
-def _bare_session(path: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _extremes(batch: SceneBatch) -> list[SceneBatch]:

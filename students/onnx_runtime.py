@@ -16,7 +16,7 @@ from students.errors import ExportError
 from teachers.contract import GazeOutput
 
 # The formats that exist, and how their files end.
-SUFFIXES: Mapping[str, str] = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}
+SUFFIXES: Mapping[str, str] = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml", "litert": ".tflite", "coreml": ".mlpackage"}
 
 
 def description_path(path: Path) -> Path:
@@ -25,8 +25,16 @@ def description_path(path: Path) -> Path:
 
 
 def export_files(path: Path) -> list[Path]:
-    """The files that an export consists of: one, but for OpenVINO, whose weights lie in a ``.bin`` beside it."""
+    """The files that an export consists of: one, but for OpenVINO, whose weights lie in a ``.bin`` beside it, and Core ML, whose package
+    is a folder."""
+    if path.suffix == SUFFIXES["coreml"] and path.is_dir():
+        return sorted(each for each in path.rglob("*") if each.is_file())
     return [path, path.with_suffix(".bin")] if path.suffix == SUFFIXES["openvino"] else [path]
+
+
+def export_entries(path: Path) -> list[Path]:
+    """What of an export lies in its directory, to be moved as a whole: files, or the folder that is a package."""
+    return [path] if path.is_dir() else export_files(path)
 
 
 def file_digest(path: Path) -> str:

@@ -19,7 +19,7 @@ from distill.exporting import default_name, export_run, tolerance_of
 from distill.gate_scenes import GateScenes, gate_of
 from students.errors import ExportError
 from students.export import Wanted
-from students.onnx_precision import after_boxes, of_boxes, to_int8
+from students.onnx_precision import INT8_PARTS, after_boxes, of_boxes, stem, to_int8
 from students.onnx_runtime import OnnxGaze, read_export
 from students.parity import Parity, Tolerance
 from students.raw_pictures import RawGaze, answer, prepend_resize
@@ -106,9 +106,9 @@ def test_smaller_numbers(tmp_path: Path, precision: str) -> None:
     halves = sum(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in graph.graph.initializer)
     if precision == "int8":
         assert {"QuantizeLinear", "DequantizeLinear"} <= kinds and not halves
-        assert description["calibration"]["views"] == 64 and description["int8_part"] in ("all", "scene")
+        assert description["calibration"]["views"] == 64 and description["int8_part"] in INT8_PARTS
     else:
-        assert halves > 10
+        assert halves > 10 and description["float16_part"] == "all"
         assert exported.parity.heatmap_probability <= 1e-2
     # Any number of pictures of any size, any number of heads.
     runtime = OnnxGaze(exported.path, threads=1)
@@ -117,6 +117,24 @@ def test_smaller_numbers(tmp_path: Path, precision: str) -> None:
         assert inout is not None
         assert heatmap.shape == (len(given[1]), 16, 20) and np.isfinite(heatmap).all() and np.isfinite(inout).all()
         np.testing.assert_allclose(1 / (1 + np.exp(-heatmap)), 1 / (1 + np.exp(-from_torch(*given)[0])), atol=0.01 if precision == "float16" else 0.2)
+
+
+def test_float16_falls_back_to_weights_alone(tmp_path: Path) -> None:
+    run, wanted = tiny_run(), Wanted(precision="float16")
+    whole = export_run(run, tmp_path / "all.onnx", wanted=wanted, scenes=12, tolerance=ANY)
+    assert whole.parity is not None
+    tight = {**ANY, "probability": 0.9 * whole.parity.heatmap_probability}
+    exported = export_run(run, tmp_path / "weights.onnx", wanted=wanted, scenes=12, tolerance=tight)
+    description = read_export(exported.path)
+    assert description["float16_part"] == "weights" and "float16 in all: heatmap |Δp|" in description["float16_refused"][0]
+    assert exported.parity is not None and exported.parity.heatmap_probability <= tight["probability"]
+    graph = onnx.load(exported.path)
+    onnx.checker.check_model(graph)
+    halves = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT16}
+    exact = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(core_graph()).graph.initializer}
+    for name, values in halves.items():
+        np.testing.assert_array_equal(values, exact[name.removesuffix(".float16")].astype(np.float16))
+    assert halves and exported.description["bytes"] < tiny_export().description["bytes"]
 
 
 def test_what_comes_from_boxes_alone_stays_float32() -> None:
@@ -133,10 +151,36 @@ def test_int8_of_the_scene_alone_leaves_the_heads_float(tmp_path: Path) -> None:
     (batch,) = list(GateScenes(gate_of(tiny_run(), 1).shown, (32, 48)))
     feeds = [{"images": batch.images.numpy(), "boxes": batch.boxes.numpy(), "image_index": batch.image_index.numpy()}]
     counts = {}
-    for part in ("all", "scene"):
+    for part in INT8_PARTS:
         to_int8(core_graph(), tmp_path / "q.onnx", feeds, part)
         counts[part] = sum(node.op_type == "DequantizeLinear" for node in onnx.load(tmp_path / "q.onnx").graph.node)
-    assert 0 < counts["scene"] < counts["all"]
+        kept = {node.name: node for node in onnx.load(tmp_path / "q.onnx").graph.node}
+        first = next(node for node in onnx.load(core_graph()).graph.node if node.op_type == "Conv")
+        assert kept[first.name].input[0] == first.input[0], "the first convolution stays float32"
+    assert 0 < counts["scene"] < counts["all"] and 0 < counts["products"] < counts["all"]
+
+
+def test_what_cuts_values_off_is_merged_into_the_convolution_before_it(tmp_path: Path) -> None:
+    """A convolution's output is counted in steps of what is left after the cut: no Clip stays between two of them."""
+    (batch,) = list(GateScenes(gate_of(tiny_run(), 1).shown, (32, 48)))
+    feeds = [{"images": batch.images.numpy(), "boxes": batch.boxes.numpy(), "image_index": batch.image_index.numpy()}]
+    to_int8(core_graph(), tmp_path / "q.onnx", feeds, "all")
+    before, after = (onnx.load(path).graph for path in (core_graph(), tmp_path / "q.onnx"))
+
+    def behind_convolutions(graph: onnx.GraphProto) -> int:
+        made_by = {name: node for node in graph.node for name in node.output}
+        ends = ("Conv", "QuantizeLinear", "DequantizeLinear")
+        return sum(node.op_type == "Clip" and node.input[0] in made_by and made_by[node.input[0]].op_type in ends for node in graph.node)
+
+    assert behind_convolutions(before) > 1 and behind_convolutions(after) == 1, "the first alone, which is float32"
+
+
+def test_the_stem_is_counted_in_convolutions() -> None:
+    graph = onnx.load(core_graph()).graph
+    kinds = {node.name: node.op_type for node in graph.node}
+    one, two = stem(graph, 1), stem(graph, 2)
+    assert [sum(kinds[name] == "Conv" for name in part) for part in (one, two)] == [1, 2] and one < two
+    assert not any(kinds[name] in ("MatMul", "Gemm") for name in stem(graph, 5))
 
 
 def test_int8_without_gaze_points_cannot_be_judged(tmp_path: Path) -> None:
@@ -185,7 +229,7 @@ def test_resized_pictures_go_in_where_they_are_asked_for(tmp_path: Path) -> None
 
 
 def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ExportError, match="float32 with raw pictures only"):
+    with pytest.raises(ExportError, match="torch is written as float32, not as int8"):
         Wanted("torch", "int8")
     with pytest.raises(ConfigurationError, match=r"--tolerance flips is unknown; there are probability, .*inout_flips"):
         tolerance_of("float32", {"flips": 1.0})

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Export a run's student in every format and precision that is installed here, each through its gate, and time the files side by side: a call
 of each in turn in every round. The picture has the input size, so decoding and resizing cost nothing. Further ONNX gaze models given by
-path are timed and scored on the same scenes (docs/black-box-teachers.md: how they are understood). Pictures a second are those of one call
-with four pictures. Memory is what a process of its own grows by. A file that its gate withholds has its reason instead of figures.
+path are timed and scored on the same scenes (docs/black-box-teachers.md: how they are understood). LiteRT and Core ML files have places
+for five people in a call, so one person costs what five do; Core ML runs on macOS alone, LiteRT's converter has its own environment.
+Pictures a second are those of one call with four pictures. Memory is what a process of its own grows by. A file that its gate withholds
+has its reason instead of figures.
 """
 EPILOG = """\
 examples:
@@ -25,7 +27,8 @@ examples:
 """
 KINDS = (
     ("onnx", "float32"), ("onnx", "float16"), ("onnx", "int8"), ("torch", "float32"),
-    ("openvino", "float32"), ("openvino", "float16"), ("openvino", "int8"),
+    ("openvino", "float32"), ("openvino", "float16"), ("openvino", "int8"), ("litert", "float32"), ("litert", "float16"),
+    ("coreml", "float32"), ("coreml", "float16"),
 )
 SHOWN = (
     ("mb", "{:.2f}"), ("median_ms", "{:.1f}"), ("p95_ms", "{:.1f}"), ("cpu_ms", "{:.1f}"), ("speed_over_base", "{:.2f}"), ("pictures_per_s", "{:.1f}"),
@@ -47,9 +50,12 @@ def register(actions: Any) -> None:
     parser.add_argument("others", nargs="*", type=Path, metavar="FILE.onnx", help="other gaze models to compare with")
     parser.add_argument("--people", type=_counts, default=(1, 5), metavar="N,N", help="heads in the picture (default: 1,5)")
     parser.add_argument("--rounds", type=int, default=40, metavar="R", help="timed rounds (default: 40)")
-    parser.add_argument("--scenes", type=int, default=64, metavar="N", help="pictures of the gate (default: 64)")
+    parser.add_argument("--scenes", type=int, default=128, metavar="N", help="pictures of the gate (default: 128)")
     parser.add_argument("--data", metavar="SPEC", help="scenes of this data set instead of the run's own")
     parser.add_argument("--split", metavar="NAME", help="split of the data set (default: the run's validation split)")
+    parser.add_argument(
+        "--converter-python", metavar="PATH", help="the Python of an environment that has litert-torch (default: $DISTILL_LITERT_PYTHON)"
+    )
     parser.add_argument("--quick", action="store_true", help="ONNX alone, 8 rounds, 16 pictures in the gate")
     parser.add_argument("--json", action="store_true", help="the same facts as JSON")
     parser.set_defaults(run=run)
@@ -126,29 +132,32 @@ def entrants(options: argparse.Namespace, folder: Path, scenes: int, say: Callab
     from distill.exporting import default_name, export_run, student_directory
     from distill.gate_scenes import gate_of
     from students.errors import ExportError
-    from students.export import Wanted
+    from students.export import can_run
+    from students.wanted import Wanted
 
     stored = student_directory(options.run_dir)
     gate = gate_of(options.run_dir, scenes, data=options.data, split=options.split)
     found: list[Contender] = []
     for kind, precision in KINDS:
-        if options.quick and kind != "onnx":
+        wanted = Wanted(kind, precision)
+        if (options.quick and kind != "onnx") or not can_run(wanted):
             continue
         say(f"exporting {kind} {precision}")
-        wanted = Wanted(kind, precision)
         try:
             exported = export_run(
-                options.run_dir, folder / default_name(wanted), wanted=wanted, scenes=scenes, data=options.data, split=options.split
+                options.run_dir, folder / default_name(wanted), wanted=wanted, scenes=scenes, data=options.data, split=options.split,
+                converter=options.converter_python,
             )
         except (ExportError, MissingExtraError) as error:
             found.append(Contender("student", kind, precision, withheld=str(error)))
             continue
         parity, description = exported.parity, exported.description
+        assert parity is not None, "what can run here went through its gate"
         if not any(each.kind == "student" for each in found):
             size = sum(file.stat().st_size for file in stored.glob("*.safetensors"))
             found.append(Contender("student", "student", "float32", path=stored, bytes=size, metrics=parity.reference_metrics or {}))
         metrics = {**(parity.metrics or {}), "mean_shift": parity.mean_argmax_shift, "flips": parity.inout_flips}
-        found.append(Contender("student", kind, precision, "uint8", exported.path, description["bytes"], metrics))
+        found.append(Contender("student", kind, precision, wanted.pixels, exported.path, description["bytes"], metrics))
     for path in options.others:
         say(f"scoring {path} on the same pictures")
         found.append(Contender(path.name, "black box", "as exported", path=path, bytes=path.stat().st_size, metrics=score(path, gate)))

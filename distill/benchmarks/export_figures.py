@@ -21,7 +21,7 @@ PICTURES_AT_ONCE = 4
 class Contender:
     """One file (or the student in torch: ``path`` is its directory) with what is known of it before it is timed.
 
-    ``kind`` is "onnx", "torch" or "openvino" for this project's exports, "student" or "black box"; ``metrics`` are AUC, avg L2 and what the
+    ``kind`` is the format of this project's exports, "student" or "black box"; ``metrics`` are AUC, avg L2 and what the
     gate found; ``withheld`` the reason why there is no file.
     """
 
@@ -60,12 +60,13 @@ def call_of(contender: Contender, pictures: int, people: int) -> Callable[[], An
                 model(*given)
 
         return whole
-    from students.export import Wanted, open_runtime
+    from students.export import open_runtime
     from students.onnx_runtime import read_export
+    from students.wanted import Wanted
 
     description = read_export(contender.path)
     runtime = open_runtime(
-        contender.path, Wanted(contender.kind, contender.precision, contender.pixels), threads=torch.get_num_threads()
+        contender.path, Wanted(contender.kind, contender.precision, contender.pixels, description.get("people")), threads=torch.get_num_threads()
     )
     height, width = description["input_size"]
     batch = noise((height, width), pictures, people)
@@ -116,6 +117,8 @@ def _import_runtimes(kind: str) -> None:
         import onnxruntime  # noqa: F401
     if kind == "openvino":
         import openvino  # noqa: F401
+    if kind == "litert":
+        import ai_edge_litert.interpreter  # noqa: F401
 
 
 def spread(seconds: Sequence[float]) -> dict[str, float]:

@@ -27,6 +27,9 @@ examples:
   distill export runs/demo --precision int8                   calibrated on training views
   distill export runs/demo --format torch                     a torch.export program
   distill export runs/demo --format openvino --precision float16
+  distill export runs/demo --format litert --converter-python litert/bin/python --people 3
+  distill export runs/demo --format coreml --precision float16
+  distill export runs/demo --format tensorrt                  an ONNX file, and the command that builds its engine
   distill export runs/demo --format web                       a page that works offline: runs/demo/exports/web/index.html
   distill export runs/demo --out gaze.onnx --scenes 500
   distill export runs/demo --data gazefollow:/moved/here
@@ -46,14 +49,23 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("run_dir", type=Path, metavar="RUN", help="a run's directory, or a stored model's (then with --data)")
     parser.add_argument(
-        "--format", choices=("onnx", "torch", "openvino", "web"), default="onnx", help="kind of file, or web, a page around an ONNX file (default: onnx)"
+        "--format", choices=("onnx", "torch", "openvino", "litert", "coreml", "tensorrt", "web"), default="onnx",
+        help="kind of file; tensorrt: an ONNX file and the command that builds an engine of it; web: a page around an ONNX file (default: onnx)",
     )
     parser.add_argument("--precision", choices=("float32", "float16", "int8"), default="float32", help="numbers inside (default: float32)")
     parser.add_argument(
-        "--pixels", choices=("uint8", "float32"), default="uint8",
-        help="what goes in: uint8, raw pictures; float32, pictures that the caller resizes as the JSON says (default: uint8; web: always float32)",
+        "--pixels", choices=("uint8", "float32"), default="",
+        help="what goes in: uint8, raw pictures; float32, pictures that the caller resizes as the JSON says (default: uint8 for onnx, torch and "
+        "openvino; float32 for the others)",
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the file, .onnx, .pt2 or .xml (default: RUN/exports/student.onnx), or the page's folder")
+    parser.add_argument("--people", type=_positive, metavar="N", help="heads in a call, for litert and coreml, which want it fixed (default: 5)")
+    parser.add_argument(
+        "--converter-python", metavar="PATH", help="for litert: the Python of an environment that has litert-torch (default: $DISTILL_LITERT_PYTHON)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE",
+        help="the file, .onnx, .pt2, .xml, .tflite or .mlpackage (default: RUN/exports/student.onnx), or the page's folder",
+    )
     parser.add_argument("--scenes", type=_positive, default=64, metavar="N", help="pictures to compare on (default: 64)")
     parser.add_argument(
         "--tolerance", action="append", type=_change, default=[], metavar="NAME=VALUE",
@@ -68,17 +80,26 @@ def register(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Export and show; raises mendable errors for what cannot be exported, and for a file that is withheld."""
-    from distill.console import print_json
+    from distill.console import print_json, print_result
 
     if options.format == "web":
         from distill.commands.export_web import export_web
 
         return export_web(options)
     exported = checked_file(options, options.out)
+    steps: dict[str, Any] = {}
+    if options.format == "tensorrt":
+        from distill.tensorrt_recipe import recipe
+
+        steps = {"tensorrt": recipe(exported.path, exported.description)}
     if options.json:
-        print_json({"path": str(exported.path), **exported.description})
-    else:
-        show(exported)
+        print_json({"path": str(exported.path), **exported.description, **steps})
+        return 0
+    show(exported)
+    for command in steps.get("tensorrt", ()):
+        print_result(command)
+    if steps:
+        print_result("no gate has seen such an engine: compare its answers with the ONNX file's before it is used")
     return 0
 
 
@@ -87,31 +108,45 @@ def checked_file(options: argparse.Namespace, out: Path | None) -> Exported:
     from contextlib import ExitStack
 
     from distill.console import Bar, progress, say
+    from distill.errors import ConfigurationError
     from distill.exporting import export_run
-    from students.export import Wanted
+    from students.export import can_run
+    from students.wanted import Wanted
 
-    # The page resizes by itself, as the browser has decoded the picture anyway.
-    web = options.format == "web"
-    wanted = Wanted("onnx" if web else options.format, options.precision, "float32" if web else options.pixels)
+    # The page resizes by itself, as the browser has decoded the picture anyway; an engine has the fewest operators so.
+    if options.format == "tensorrt" and options.precision == "int8":
+        raise ConfigurationError(
+            "TensorRT takes int8 only with ranges symmetric about 0, and ONNX Runtime's are not; use --precision float16 with --format tensorrt"
+        )
+    inside = "onnx" if options.format in ("web", "tensorrt") else options.format
+    wanted = Wanted(inside, options.precision, options.pixels if inside == options.format else "float32", options.people)
     with ExitStack() as stack:
-        total = 0
+        total = done = 0
         bar: Bar | None = None
 
         def begin(count: int) -> None:
             nonlocal total
             total = count
-            say(f"tracing the student, then comparing the file with it on {count} pictures")
+            say(
+                f"converting the student, then comparing the file with it on {count} pictures" if can_run(wanted)
+                else "converting the student; no machine but one with macOS can compare the file with it"
+            )
 
         def advance(count: int) -> None:
-            # Made when the first scenes are done: the tracing before them says nothing of the time that is left.
-            nonlocal bar
+            # Made when the first scenes are done: what comes before says nothing of the time that is left.
+            nonlocal bar, done
+            done += count
+            if done > total:
+                stack.close()
+                say("refused; once more with less of it in int8")
+                bar, done = None, count
             if bar is None:
                 bar = stack.enter_context(progress("Comparing", total=total, unit="pictures"))
             bar.update(count)
 
         return export_run(
             options.run_dir, out, wanted=wanted, scenes=options.scenes, data=options.data, split=options.split,
-            tolerance=dict(options.tolerance), begin=begin, advance=advance,
+            tolerance=dict(options.tolerance), begin=begin, advance=advance, converter=options.converter_python,
         )
 
 
@@ -122,6 +157,11 @@ def show(exported: Exported) -> None:
     from students.onnx_runtime import description_path
 
     parity, description = exported.parity, exported.description
+    where = f"{exported.path}  {description['bytes'] / 1e6:.2f} MB, described in {description_path(exported.path)}"
+    if parity is None:
+        print_result(f"the gate was {description['gate']}; inputs and outputs are as described, what it answers nobody has seen")
+        print_result(where)
+        return
     allowed, timing = description["tolerance"], description["timing"]
 
     def row(what: str, found: float | None, form: str, key: str, sign: str = "<=") -> list[str]:
@@ -148,13 +188,15 @@ def show(exported: Exported) -> None:
         changed = ", ".join(f"{key} {value:g}" for key, value in description["tolerance_changed"].items())
         print_result(f"tolerance changed by --tolerance and recorded: {changed}")
     threads = f"{timing['threads']} thread{'s' if timing['threads'] > 1 else ''}"
-    plain = f", {timing['float32_ms']:.1f} ms as float32 ONNX" if "float32_ms" in timing else ""
+    kind = "LiteRT" if description["format"] == "litert" else "ONNX"
+    plain = f", {timing['float32_ms']:.1f} ms as float32 {kind}" if "float32_ms" in timing else ""
+    heads = "one head" if timing["heads"] == 1 else f"{timing['heads']} heads"
     print_result(
-        f"one picture of the input size, one head, {threads}: {timing['file_ms']:.1f} ms as this file{plain}, {timing['torch_ms']:.1f} ms in torch"
+        f"one picture of the input size, {heads}, {threads}: {timing['file_ms']:.1f} ms as this file{plain}, {timing['torch_ms']:.1f} ms in torch"
     )
     for remark in description["remarks"]:
         print_result(f"note: {description['precision']} is {remark}")
-    print_result(f"{exported.path}  {description['bytes'] / 1e6:.2f} MB, described in {description_path(exported.path)}")
+    print_result(where)
 
 
 def _change(text: str) -> tuple[str, float]:

@@ -142,7 +142,9 @@ def _exports(folder: Path) -> list[ExportFacts]:
             else {}
         )
         kind = str(content.get("format") or file.suffix.lstrip("."))
-        found.append(ExportFacts(file, kind, file.stat().st_size, shown))
+        # A Core ML package is a folder; what it holds is its size.
+        size = sum(each.stat().st_size for each in file.rglob("*") if each.is_file()) if file.is_dir() else file.stat().st_size
+        found.append(ExportFacts(file, kind, size, shown))
     return found
 
 
@@ -151,7 +153,7 @@ def _exported_file(beside: Path, content: Mapping[str, Any]) -> Path | None:
     name = content.get("file")
     if isinstance(name, str):
         named = beside.parent / Path(name).name
-        return named if named.is_file() else None
+        return named if named.exists() else None
     others = sorted(p for p in beside.parent.glob("*") if p.stem == beside.stem and p != beside and p.is_file())
     return others[0] if others else None
 
