@@ -93,7 +93,7 @@ def time_students(configs: Mapping[str, ModelConfig], folder: Path, *, people: S
     for name, config in configs.items():
         call = onnx_call(config, folder, threads)
         calls |= {f"{name} {count}": partial(call, count) for count in people}
-    times = time_each(calls, rounds=rounds, warm_up=2)
+    times = time_each(calls, rounds=rounds, settle=True)
     return {name: PeopleTimes({count: times[f"{name} {count}"].wall for count in people}) for name in configs}
 
 

@@ -34,17 +34,18 @@ WAVES = 4  # centre and size of a box as sines and cosines of 1, 2, 4 and 8 half
 
 
 def bin_weights(centre: Tensor, size: Tensor, cells: int, bins: int) -> Tensor:
-    """How much each cell counts in each of ``bins`` equal parts of an interval: ``[N]`` twice to ``[N,bins,cells]``, rows sum to 1.
+    """How much each cell counts in each of ``bins`` equal parts of an interval: ``[...]`` twice to ``[...,bins,cells]``, rows sum to 1.
 
     ``centre`` and ``size`` are of the interval, in [0,1] of the image. A bin is a triangle about its centre, as wide on either side as
     the bin or one cell, whichever is more: an antialiased resize of the wide, linear interpolation for the narrow. So an interval of no
     size keeps its weight; what lies outside of the image is read at its border.
     """
     offset = (torch.arange(bins, device=centre.device, dtype=centre.dtype) + 0.5) / bins - 0.5
-    middle = (centre[:, None] + size[:, None] * offset).mul(cells).clamp(0.5, cells - 0.5)
+    centre, size = centre[..., None], size[..., None]
+    middle = (centre + size * offset).mul(cells).clamp(0.5, cells - 0.5)
     reach = (size * (cells / bins)).clamp_min(1.0)
     cell = torch.arange(cells, device=centre.device, dtype=centre.dtype) + 0.5
-    weights = (1.0 - (cell - middle[:, :, None]).abs() / reach[:, None, None]).clamp_min(0.0)
+    weights = (1.0 - (cell - middle[..., None]).abs() / reach[..., None]).clamp_min(0.0)
     return weights / weights.sum(dim=-1, keepdim=True)  # the nearest cell has a half at least
 
 
@@ -115,8 +116,12 @@ class QueryDecoder(nn.Module):
         """One query a head: ``cells [N,T,d]`` of its image, ``boxes [N,4]`` to ``[N,d]``."""
         boxes = boxes.float()  # a box of a few pixels is below the resolution of half precision
         centre, size = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
-        rows = bin_weights(centre[:, 1], size[:, 1] * CONTEXT, self.grid[0], BINS)
-        columns = bin_weights(centre[:, 0], size[:, 0] * CONTEXT, self.grid[1], BINS)
+        height, width = self.grid
+        if height == width:  # both axes at once: half the steps, of which small students have more than their share
+            columns, rows = bin_weights(centre, size * CONTEXT, width, BINS).unbind(1)
+        else:
+            columns = bin_weights(centre[:, 0], size[:, 0] * CONTEXT, width, BINS)
+            rows = bin_weights(centre[:, 1], size[:, 1] * CONTEXT, height, BINS)
         weights = (rows[:, :, None, :, None] * columns[:, None, :, None, :]).flatten(1, 2).flatten(2)
         region = (weights.to(cells.dtype) @ cells).flatten(1)
         rates = math.pi * 2.0 ** torch.arange(WAVES, device=boxes.device, dtype=boxes.dtype)
