@@ -189,7 +189,8 @@ def test_baselines_against_brute_force(tmp_path: Path) -> None:
         salient.add(maps, None, [HeadTruth(np.array(h.points), IN, *SIZE, box=h.box) for h in seen])
     assert rows["saliency"] == salient.result()
     # One scene is not enough for an interval.
-    assert len(sets[1]) == 1 and all(bounds is None for row in found.rows for bounds in row.intervals.values())
+    assert len(sets[1]) == 1 and all(bounds is None for row in found.rows[:-1] for bounds in row.intervals.values())
+    assert (bounds := found.rows[-1].intervals["avg_l2"]) is not None and bounds.clusters == 2
 
 
 def test_test_split_alone_has_no_prior_unless_given_one(tmp_path: Path) -> None:

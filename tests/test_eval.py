@@ -70,7 +70,7 @@ def test_markdown_and_text_carry_protocol_and_digests(world: Path, capsys: pytes
     assert code == 0, err
     text = file.read_text()
     digests = [load_model(world / name)[1]["weights_digest"] for name in ("here", "there")]
-    for needed in (open_data(data, "test").digest(), *digests, "protocol vat", "resamples of clips, seed 0"):
+    for needed in (open_data(data, "test").digest(), *digests, "protocol vat", "no intervals: they need two clips"):
         assert needed in text and needed in out
     for heading in ("## Models", "## Scores of 9 heads", "## here less there", "## here by slice", "## there: in/out as a probability", "## Checkpoints"):
         assert heading in text
