@@ -36,7 +36,7 @@ Sizes = dict[Path, tuple[int, int]]
 
 @dataclass(frozen=True, slots=True)
 class BaselineRow:
-    """One row: its name, its metrics with their intervals, or the reason why it has none.
+    """One row: its name, its metrics with their intervals, or the ``reason`` why it has none; of a row from another split, which one.
 
     ``metrics.heads`` may be fewer than the table's: one human needs two annotators, saliency a picture that opens.
     """

@@ -98,7 +98,9 @@ def _scores(cards: Scorecards) -> Sheet:
     for card in cards.cards:
         rows.append((card.name, *(with_interval(name, card.metrics, card.intervals) for name, _, _ in used)))
     heads = cards.cards[-1].metrics
-    title = f"Scores of {heads.heads:,} heads, {heads.heads_in:,} of them in the frame" + (" (AP: below it the prevalence)" if used[-1][0] == "ap" else "")
+    title = f"Scores of {heads.heads:,} heads, {heads.heads_in:,} of them in the frame"
+    if used and used[-1][0] == "ap":
+        title += " (AP: below it the prevalence)"
     return Sheet(title, ("model", *(heading for _, heading, _ in used)), tuple(rows))
 
 

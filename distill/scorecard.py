@@ -85,6 +85,8 @@ class Scorecards:
     def provenance(self) -> list[str]:
         """Lines that every table is printed with: data, protocol, intervals."""
         drawn = f"intervals: 95 %, {self.resamples:,} resamples of {self.clusters}, seed {self.seed}" if self.resamples else "no intervals"
+        if self.resamples and not any(found for card in self.cards for found in card.intervals.values()):
+            drawn = f"no intervals: they need two {self.clusters} or more with labels"
         return [
             f"data {self.data}, split {self.split}, {self.scenes:,} scenes, annotations {self.data_digest}",
             f"protocol {self.protocol}: {PROTOCOLS[self.protocol]}",

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from distill.errors import ConfigurationError
-from distill.scenes import IN, OUT, Scene
+from distill.errors import ConfigurationError, DataError
+from distill.scenes import IN, OUT, Scene, SceneSet
 
 if TYPE_CHECKING:
     from distill.configuration import RunConfig
@@ -47,6 +47,16 @@ def refuse_unmeasurable(metric: str, scenes: Sequence[Scene], where: str, *, ino
         raise ConfigurationError(
             f"best_metric is ap, and {reason}: choose the best student by {' or '.join(DISTANCES[:2])} (--best-metric)"
             + (", or on other scenes (--val-split, --val-data, a larger --val-scenes)" if inout else "")
+        )
+
+
+def refuse_unlabelled(scenes: SceneSet, limit: int = 0) -> None:
+    """Raise :class:`DataError` where none of the first ``limit`` scenes (0: all) has a label that a metric could be taken against."""
+    chosen = scenes.scenes[:limit] if limit else scenes.scenes
+    if not any(head.inout == OUT or (head.inout == IN and head.points) for scene in chosen for head in scene.heads):
+        raise DataError(
+            f"{scenes.root}, split {scenes.split}: none of {len(chosen)} scenes has a head with a gaze point or labelled out of the frame, so there is "
+            "nothing to score; give labelled data (DATA of `distill data check --help`), or look at the answers with `distill predict`"
         )
 
 

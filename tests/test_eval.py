@@ -6,8 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
-from fixtures import write_gazefollow, write_vat
+from fixtures import write_coco, write_folder, write_gazefollow, write_vat
 from training_world import store_teacher
 
 from distill.cli import main
@@ -69,7 +70,7 @@ def test_markdown_and_text_carry_protocol_and_digests(world: Path, capsys: pytes
     assert code == 0, err
     text = file.read_text()
     digests = [load_model(world / name)[1]["weights_digest"] for name in ("here", "there")]
-    for needed in (open_data(data, "test").digest(), *digests, "protocol vat", "resamples of clips, seed 0"):
+    for needed in (open_data(data, "test").digest(), *digests, "protocol vat", "no intervals: they need two clips"):
         assert needed in text and needed in out
     for heading in ("## Models", "## Scores of 9 heads", "## here less there", "## here by slice", "## there: in/out as a probability", "## Checkpoints"):
         assert heading in text
@@ -121,3 +122,44 @@ def test_the_report_reads_what_eval_writes(tmp_path: Path) -> None:
     facts = gather_facts(tmp_path)
     assert facts.rows == tuple(rows) and (facts.data, facts.machine) == ("x", "y")
     assert json.loads((tmp_path / "eval.json").read_text())["protocol"] == "vat"
+
+
+def test_pictures_without_labels_are_refused_before_anything_is_scored(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for data in (write_folder(tmp_path / "csv"), write_coco(tmp_path / "coco")):
+        code, out, err = evaluated(capsys, world / "here", "--data", data, "--split", "all")
+        assert (code, out) == (2, "") and "has a head with a gaze point or labelled out of the frame, so there is nothing to score" in err
+
+
+def test_intervals_of_video_are_by_clip_and_constant_answers_are_flagged(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two clips with one error each: by clip the interval reaches from one to the other, by head it would be much narrower."""
+    data = write_vat(tmp_path / "vat", frames=6)
+    for tree in ("annotations/test", "images"):
+        shutil.copytree(data / tree / "Test Show", data / tree / "Other Show")
+    scenes = [scene.normalised(64, 48) for scene in open_data(data, "test").scenes]
+    heads = [(scene, head) for scene in scenes for head in scene.heads]
+    heatmap = np.full((len(heads), 64, 64), -9.0, dtype=np.float32)
+    for row, (scene, head) in enumerate(heads):
+        x, y = head.points[0] if head.points else (0.5, 0.5)
+        heatmap[row, int(64 * y), int(64 * x) + (16 if scene.key.startswith("Other") else 0)] = 9.0
+    same = {"scene": [scene.key for scene, _ in heads], "box": [head.box for _, head in heads], "inout": np.full(len(heads), 0.3)}
+    np.savez(tmp_path / "shifted.npz", heatmap=heatmap, **same)
+    np.savez(tmp_path / "constant.npz", heatmap=np.zeros_like(heatmap), **same)
+    code, out, err = evaluated(capsys, tmp_path / "shifted.npz", tmp_path / "constant.npz", "--data", data, "--json")
+    assert code == 0, err
+    facts = json.loads(out)
+    shifted, constant = facts["models"][-2:]
+    errors: dict[bool, list[float]] = {True: [], False: []}
+    for row, (scene, head) in enumerate(heads):
+        if head.points:
+            y, x = divmod(int(heatmap[row].argmax()), 64)
+            errors[scene.key.startswith("Other")].append(float(np.hypot(x / 64 - head.points[0][0], y / 64 - head.points[0][1])))
+    found = shifted["intervals"]["avg_l2"]
+    assert (facts["clusters"], found["clusters"]) == ("clips", 2)
+    assert (found["low"], found["high"]) == pytest.approx((np.mean(errors[False]), np.mean(errors[True])), abs=1e-9)
+    assert [line.partition(":")[0] for line in constant["flags"]][:3] == ["in/out collapsed", "constant in/out", "constant heatmaps"]
+    assert "constant heatmaps" in err
+
+
+def test_a_single_clip_has_no_interval_and_the_table_says_so(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = evaluated(capsys, world / "here", "--data", world / "vat", "--split", "test")
+    assert code == 0 and "no intervals: they need two clips or more" in " ".join(out.split())

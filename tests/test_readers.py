@@ -307,3 +307,13 @@ def test_digest_follows_the_annotations(tmp_path: Path) -> None:
     file = tmp_path / TRAIN
     file.write_text(file.read_text().replace("0.55", "0.56"))
     assert open_data(tmp_path, "trainval").digest() != before
+
+
+def test_preprocessed_heads_without_a_point_and_pictures_without_heads_are_named(tmp_path: Path) -> None:
+    file = write_gazefollow_json(tmp_path) / "train_preprocessed.json"
+    entries = json.loads(file.read_text())
+    entries[0]["heads"][0] |= {"gazex_norm": [], "gazey_norm": []}
+    entries[2]["heads"] = []
+    file.write_text(json.dumps(entries))
+    found = {finding.name: (finding.count, finding.action) for finding in open_data(tmp_path, "trainval").findings}
+    assert found == {"in frame without a gaze point": (1, "head dropped"), "picture without heads": (1, "left out")}

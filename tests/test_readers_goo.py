@@ -192,3 +192,15 @@ def test_json_that_is_something_else(tmp_path: Path) -> None:
     (tmp_path / "testrealhumansNew.json").write_text("[")
     with pytest.raises(DataError, match="not readable as JSON"):
         open_data(tmp_path, "test")
+
+
+def test_a_gaze_marked_missing_is_no_target_in_the_corner(tmp_path: Path) -> None:
+    file = write_goo(tmp_path, form="json") / "oneshotrealhumansNew.json"
+    records = json.loads(file.read_text())
+    records[0] |= {"gaze_cx": -1, "gaze_cy": -1}
+    file.write_text(json.dumps(records))
+    data = open_data(f"goo:{tmp_path}", "train")
+    assert len(data) == 1 and _found(data) == {"in frame without a gaze point": 1}
+    file.write_text(json.dumps([*records, 5]))
+    with pytest.raises(DataError, match="record 2: holds a int where a record"):
+        open_data(f"goo:{tmp_path}", "train")

@@ -202,9 +202,10 @@ def _baselines_table(baselines: Baselines) -> Table:
     from distill.score_tables import NAMES, with_interval
 
     names = ("auc", "avg_l2", "avg_l2_mean_of", "min_l2", "angle")
-    rows = []
+    rows, shown = [], False
     for row in baselines.rows:
         found = row.metrics
+        shown |= any(row.intervals.values())
         if found is None:
             rows.append([row.name, *["n/a"] * len(names), row.reason])
         else:
@@ -215,9 +216,10 @@ def _baselines_table(baselines: Baselines) -> Table:
     if not any(row.reason for row in baselines.rows):
         columns, rows = columns[:-1], [row[:-1] for row in rows]
     result = table(f"Without a model, on {baselines.split}", columns, rows)
+    unit = "clip" if baselines.protocol == "vat" else "scene"
     result.caption = (
         f"{of} in-frame heads; {auc}; fixed bias and prior from {baselines.prior_heads:,} training heads; mean-of: the mean of the distances to "
-        f"the annotators; below, 95 % intervals by {'clip' if baselines.protocol == 'vat' else 'scene'}"
+        f"the annotators; {f'below, 95 % intervals by {unit}' if shown else f'no intervals, which need two {unit}s or more'}"
     )
     result.caption_justify = "left"
     return result

@@ -64,6 +64,7 @@ def run(options: argparse.Namespace) -> int:
     from distill.report.gallery import save_gallery
     from distill.score_tables import flag_lines, markdown, rendered, sheets
     from distill.scorecard import Card, Scorecards, pair_up
+    from distill.selection import refuse_unlabelled
     from teachers.model_teacher import resolve_device
 
     for name in ("scenes", "gallery", "seed"):
@@ -106,7 +107,8 @@ def run(options: argparse.Namespace) -> int:
     if options.paired and len(specs) == 1:
         raise ConfigurationError(f"{options.paired} has nothing to be compared with; give another model: distill eval MODEL --paired {options.paired}")
     scenes = open_data(data, split)
-    training = _prior_scenes(data, scenes.reader, split)
+    refuse_unlabelled(scenes, options.scenes)
+    training = _prior_scenes(data, split)
     protocol = options.protocol or protocol_of(scenes.reader)
     found = compare(
         contenders, scenes, training=training, device=device, limit=options.scenes, protocol=protocol, resamples=options.resamples,
@@ -153,15 +155,12 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _prior_scenes(data: str, reader: str, split: str) -> Any:
+def _prior_scenes(data: str, split: str) -> Any:
     """Training scenes for the head-position prior; None, and a line that says why, where it would not be honest or possible."""
     from distill.console import warn
     from distill.errors import DataError
     from distill.readers import open_data
 
-    if reader == "folder":
-        warn("the baselines are left out: a folder of pictures has no gaze labels to score")
-        return None
     if split in ("train", "trainval"):
         warn(f"the baselines are left out: the head-position prior would be scored on the heads that it is taken from ({split})")
         return None

@@ -61,6 +61,8 @@ def _scene(entry: dict[str, Any], root: Path, where: str, findings: Findings) ->
     if width <= 0 or height <= 0:
         raise ValueError(f"picture size {width} x {height} is not positive")
     heads: list[Head] = []
+    if not entry["heads"]:
+        findings.add("picture without heads", f"{where}: {key}", "left out")
     for number, annotated in enumerate(entry["heads"]):
         head = _head(annotated, str(len(heads)), f"{where}, head {number}", findings)
         if head is not None:
@@ -91,11 +93,12 @@ def _head(annotated: dict[str, Any], person: str, where: str, findings: Findings
     points: list[Point] = []
     for x, y in zip(xs, ys, strict=True):
         if x <= -1 or y <= -1 or (x < 0 and y < 0):
-            findings.add("in frame without a gaze point", where, "point dropped")
             continue
         if not (0 <= x <= 1 and 0 <= y <= 1):
             findings.add("gaze point outside the picture", f"{where}: {x:g}, {y:g}", "moved to the border")
         points.append((min(max(x, 0.0), 1.0), min(max(y, 0.0), 1.0)))
+    if len(points) < max(len(xs), 1):
+        findings.add("in frame without a gaze point", where, "point dropped" if points else "head dropped")
     return Head(box, tuple(points), IN, person) if points else None
 
 

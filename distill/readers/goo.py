@@ -87,6 +87,8 @@ def _add(record: Any, place: str, pictures: Path, scenes: dict[str, Scene], find
 
     Raises whatever a damaged record gives rise to, :class:`ValueError` among it.
     """
+    if not isinstance(record, Mapping):
+        raise ValueError(f"holds a {type(record).__name__} where a record with filename, ann and gaze_cx is expected")
     key = str(record["filename"]).replace("\\", "/").lstrip("/")
     if not key:
         raise ValueError("filename is empty")
@@ -105,6 +107,10 @@ def _add(record: Any, place: str, pictures: Path, scenes: dict[str, Scene], find
     if box is None:
         return
     _compare_head(record, box, place, findings)
+    if point[0] < 0 and point[1] < 0:
+        # The other data sets' mark of a person without a target; moved to the border it would be one that nobody annotated.
+        findings.add("in frame without a gaze point", f"{place}: gaze {point[0]:g}, {point[1]:g}", "record dropped")
+        return
     x, y = point[0] / FRAME[0], point[1] / FRAME[1]
     if not (0 <= x <= 1 and 0 <= y <= 1):
         findings.add("gaze point outside the picture", f"{place}: {point[0]:g}, {point[1]:g} in 640 x 480", "moved to the border")
