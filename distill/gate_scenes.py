@@ -144,7 +144,8 @@ def gate_of(run: Path, count: int, *, data: str | None = None, split: str | None
 
     From the run's validation split, evenly spread; where that holds fewer, scenes of its training split come on top, and where these
     do not suffice either, crops and mirror images of them, as training draws them. ``data`` and ``split`` take the place of what the run's
-    ``config.json`` says; then nothing but that split is used. Raises :class:`ConfigurationError` where nothing says which data,
+    ``config.json`` says; then nothing but that split is shown. int8 is calibrated on scenes that are not shown, wherever there are any: of the
+    run's training split, or of the one of ``data``. Raises :class:`ConfigurationError` where nothing says which data,
     :class:`DataError` where they cannot be read.
     """
     config = _config_of(run)
@@ -154,14 +155,14 @@ def gate_of(run: Path, count: int, *, data: str | None = None, split: str | None
     spec = data or f"{validation.reader}:{validation.root}"
     training: list[Shown] = []
     if config is not None and data is None:
-        training = _training(config, {scene.key for scene in validation.scenes})
+        training = _training(config.data, config.train_split, validation)
     more = [] if split else training[: count - len(shown)]
     shown += more
     # Views of few scenes are better than few scenes: every one has other pixels and other boxes.
     whole = list(shown)
     for number in range(len(shown), count):
         shown.append(replace(whole[number % len(whole)], view=number // len(whole)))
-    rest = training or whole
+    rest = training or _elsewhere(config, data, validation) or whole
     calibration = tuple(replace(rest[number % len(rest)], view=1 + number // len(rest)) for number in range(CALIBRATION_VIEWS))
     return Gate(tuple(shown), validation, spec, calibration, policy)
 
@@ -189,14 +190,27 @@ def gate_scenes(run: Path, count: int, *, data: str | None = None, split: str | 
     return scenes.subset([headed[number * len(headed) // count] for number in range(count)])
 
 
-def _training(config: RunConfig, without: set[str]) -> list[Shown]:
-    """Scenes of the run's training split, evenly spread, as many as a gate or a calibration may want."""
+def _training(data: str, split: str, without: SceneSet) -> list[Shown]:
+    """Scenes of a training split, evenly spread, as many as a gate or a calibration may want."""
     from distill.readers import open_data
 
-    scenes = open_data(config.data, _split_of(config.data, config.train_split))
-    headed = [scene for scene in scenes.scenes if scene.heads and scene.key not in without]
+    scenes = open_data(data, _split_of(data, split))
+    shown = {scene.key for scene in without.scenes}
+    headed = [scene for scene in scenes.scenes if scene.heads and scene.key not in shown]
     count = min(len(headed), 1024)
     return [Shown(headed[number * len(headed) // count], scenes.split) for number in range(count)]
+
+
+def _elsewhere(config: RunConfig | None, data: str | None, validation: SceneSet) -> list[Shown]:
+    """Training scenes to calibrate on where the gate looks at ``data``: the run's, as far as they can be read, or those of ``data``."""
+    split = config.train_split if config is not None else "train"
+    for spec in (config.data if config is not None else None, data):
+        try:
+            if spec and (found := _training(spec, split, validation)):
+                return found
+        except DataError:
+            continue  # moved away, or a data set without such a split: --data is given for that very reason
+    return []
 
 
 def _config_of(run: Path) -> RunConfig | None:

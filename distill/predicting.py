@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distill.errors import ConfigurationError
-from distill.exporting import require_extra
 from distill.metrics import sigmoid
 from distill.pictures import load_picture
 from distill.scenes import Scene
@@ -56,11 +55,12 @@ class Prediction:
 def load_gaze(spec: str, device: str = "auto") -> tuple[GazeFunction, str]:
     """The model that ``spec`` names, ready to call, and its name.
 
-    A run's directory (its best student), a stored model's directory, an exported ``.onnx`` file, stored predictions (``.npz``), or a teacher's
-    name, ``onnx:FILE`` or ``onnx:FILE?adapter=NAME`` for a model of another project among them. A student that was chosen on test carries
-    it in its name. Raises :class:`teachers.errors.UnknownModelError` with the nearest names, :class:`teachers.errors.WeightsError`,
-    :class:`teachers.errors.BlackBoxError` and :class:`students.errors.ExportError` for files that are damaged.
+    A run's directory (its best student), a stored model's directory, an exported file (``.onnx``, ``.xml``, ``.tflite``, ``.mlpackage``), stored
+    predictions (``.npz``), or a teacher's name, ``onnx:FILE`` or ``onnx:FILE?adapter=NAME`` for a model of another project among them. A student
+    that was chosen on test carries it in its name. Raises :class:`teachers.errors.UnknownModelError` with the nearest names,
+    :class:`teachers.errors.WeightsError`, :class:`teachers.errors.BlackBoxError` and :class:`students.errors.ExportError` for files that are damaged.
     """
+    from distill.exported import is_exported, open_exported
     from teachers.onnx_teacher import PREFIX
 
     if spec.endswith(".npz"):
@@ -68,13 +68,8 @@ def load_gaze(spec: str, device: str = "auto") -> tuple[GazeFunction, str]:
 
         stored = StoredPredictions(Path(spec))
         return stored, f"{stored.name} ({Path(spec).name})" if stored.name else Path(spec).name
-    if spec.endswith(".onnx") and not spec.startswith(PREFIX):
-        require_extra("export", "onnxruntime")
-        from distill.exported import ExportedFile
-
-        if device not in ("auto", "cpu"):
-            raise ConfigurationError(f"an exported file runs on the CPU, not on {device}; leave --device out, or give the run")
-        exported = ExportedFile(Path(spec))
+    if is_exported(spec):
+        exported = open_exported(Path(spec), device)
         return exported, Path(spec).name + mark(exported.description)
     from distill.fetching import download_progress
     from teachers.catalogue import load_teacher
@@ -95,7 +90,7 @@ def load_gaze(spec: str, device: str = "auto") -> tuple[GazeFunction, str]:
         runs = sorted(str(file.parent.parent) for file in Path("runs").glob("*/student/model.json"))
         raise UnknownModelError.of(
             "model", spec, ["demo", *CATALOGUE, *runs],
-            "give a run's directory, an exported .onnx file, predictions.npz, or a teacher that `distill teachers list` knows",
+            "give a run's directory, an exported file, predictions.npz, or a teacher that `distill teachers list` knows",
         )
     with download_progress() as report:
         teacher = load_teacher(spec, device=device, report=report)

@@ -102,10 +102,10 @@ def pair_up(named: Sequence[tuple[str, HeadRows]], other: str, *, resamples: int
 
 def model_digest(spec: str, model: Any) -> str:
     """The digest of the weights that ``model`` runs with, or of the file at ``spec``; "" where neither is known."""
-    from students.onnx_runtime import file_digest
+    from students.onnx_runtime import export_digest
 
     fingerprint = getattr(model, "fingerprint", None)
     if isinstance(fingerprint, Mapping) and fingerprint.get("weights"):
         return str(fingerprint["weights"])
     path = Path(spec.removeprefix("onnx:"))
-    return file_digest(path) if path.is_file() else ""
+    return export_digest(path) if path.is_file() or (path.suffix == ".mlpackage" and path.is_dir()) else ""

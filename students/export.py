@@ -125,7 +125,7 @@ def export_student(
             refused.append(f"{f'{wanted.precision} in {part}: ' if part else ''}{', '.join(failures)}")
         else:
             assert parity is not None
-            most = "; ".join(scene.describe() for scene in parity.worst)
+            most = "; ".join(scene.describe() for scene in parity.named(tolerance))
             raise ExportError(
                 f"{path.name} is withheld, it does not answer as its student does in {RUNTIMES[wanted.format]}: {'; '.join(refused)}; scenes "
                 f"that differ most: {most}; try another precision, or allow more by --tolerance NAME=VALUE, which is recorded"
@@ -176,7 +176,9 @@ def can_run(wanted: Wanted) -> bool:
 
 def parts_of(wanted: Wanted) -> tuple[str, ...]:
     """What the precision is tried for, in this order; "" where there is nothing to choose."""
-    if wanted.precision == "int8" or (wanted.precision == "float16" and wanted.format == "onnx"):
+    if wanted.format == "openvino" and wanted.precision == "float16":
+        return ("weights",)  # its plugins choose the arithmetic by themselves
+    if wanted.format in ("onnx", "openvino") and wanted.precision in PARTS:
         return PARTS[wanted.precision]
     return ("",)
 
@@ -247,7 +249,7 @@ def _write(
         write_program(student, path)
         return
     changed = core
-    if wanted.precision == "float16" and wanted.format == "onnx":
+    if wanted.precision == "float16":
         changed = core.with_name("float16.onnx")
         to_float16(core, changed, part)
     elif wanted.precision == "int8":
@@ -267,7 +269,7 @@ def _write(
     if wanted.format == "openvino":
         from students.openvino_runtime import write_openvino
 
-        write_openvino(graph, path, half=wanted.precision == "float16")
+        write_openvino(graph, path)
 
 
 def _plain(workshop: Path, student: GazeModel, core: Path, wanted: Wanted) -> tuple[Path, Runtime] | None:

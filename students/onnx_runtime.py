@@ -1,4 +1,4 @@
-"""Exported files, opened: an ONNX file and the JSON beside it as a gaze model like any other, in ONNX Runtime on the CPU."""
+"""Exported files, opened: a file and the JSON beside it as a gaze model like any other; ONNX files in ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
@@ -87,27 +87,16 @@ def read_export(path: Path) -> dict[str, Any]:
     return {"pixels": "float32", **description}
 
 
-class OnnxGaze:
-    """An exported student: ``images [B,3,H,W]``, ``boxes [N,4]``, ``image_index [N]`` to :class:`GazeOutput` on the CPU.
+class ExportedGaze:
+    """An exported student in whatever runtime: ``images [B,3,H,W]``, ``boxes [N,4]``, ``image_index [N]`` to :class:`GazeOutput` on the CPU.
 
     It keeps the teacher contract; a file that takes raw pictures is given such images rounded to 8 bits, and from the pictures
-    themselves :meth:`run` answers. ``threads`` is ONNX Runtime's number of threads (None: one a core). Raises
-    :class:`ExportError` for a file that does not fit its description, ``ImportError`` where ONNX Runtime is not installed.
+    themselves :meth:`run` answers. Raises :class:`ExportError` for a file that does not fit its description.
     """
 
-    def __init__(self, path: Path, *, threads: int | None = None) -> None:
-        import onnxruntime
-
+    def __init__(self, path: Path) -> None:
         self.path = path
         self.description = read_export(path)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        options.log_severity_level = 3
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's exceptions share no base of their own
-            reason = str(error).splitlines()[0][:160]
-            raise ExportError(f"ONNX Runtime {onnxruntime.__version__} cannot open {path} ({reason}); update it, or export again") from None
         self._inputs = [entry["name"] for entry in self.description["inputs"]]
         self._outputs = [entry["name"] for entry in self.description["outputs"]]
 
@@ -141,8 +130,7 @@ class OnnxGaze:
 
     def run(self, pictures: np.ndarray, boxes: np.ndarray, image_index: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """What the graph takes, as it takes it (see :class:`students.raw_pictures.Runtime`), to logits."""
-        answers = self._session.run(self._outputs, dict(zip(self._inputs, (pictures, boxes, image_index), strict=True)))
-        return answers[0], answers[1] if self.has_inout else None
+        raise NotImplementedError
 
     def __call__(self, images: Tensor, boxes: Tensor, image_index: Tensor) -> GazeOutput:
         if len(boxes) == 0:
@@ -153,6 +141,30 @@ class OnnxGaze:
             pictures = _array(images, np.float32)
         heatmap, inout = self.run(pictures, _array(boxes, np.float32), _array(image_index, np.int64))
         return GazeOutput(torch.from_numpy(heatmap), None if inout is None else torch.from_numpy(inout))
+
+
+class OnnxGaze(ExportedGaze):
+    """An exported ONNX file in ONNX Runtime; ``threads`` is its number of threads (None: one a core).
+
+    Raises ``ImportError`` where ONNX Runtime is not installed.
+    """
+
+    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+        import onnxruntime
+
+        super().__init__(path)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's exceptions share no base of their own
+            reason = str(error).splitlines()[0][:160]
+            raise ExportError(f"ONNX Runtime {onnxruntime.__version__} cannot open {path} ({reason}); update it, or export again") from None
+
+    def run(self, pictures: np.ndarray, boxes: np.ndarray, image_index: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        answers = self._session.run(self._outputs, dict(zip(self._inputs, (pictures, boxes, image_index), strict=True)))
+        return answers[0], answers[1] if self.has_inout else None
 
 
 def _array(tensor: Tensor, kind: type) -> np.ndarray:

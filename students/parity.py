@@ -7,7 +7,7 @@ cell, and on which side of one half the in/out probability falls.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -93,7 +93,8 @@ class Parity:
     """Differences over all scenes.
 
     ``heatmap_probability`` and ``inout_probability`` are the largest |Δprobability| (the latter None without in/out), shifts are
-    in cells, ``argmax_equal`` and ``inout_flips`` shares of heads in [0,1]. ``worst`` are the scenes that differ most, worst first;
+    in cells, ``argmax_equal`` and ``inout_flips`` shares of heads in [0,1]. ``worst`` are the scenes that differ most in probability
+    (flips of in/out before all), worst first, ``moved`` those whose highest cell is farthest away;
     ``reference_metrics`` and ``metrics`` are both models' scores on the scenes, None where nothing scored them.
     """
 
@@ -107,6 +108,7 @@ class Parity:
     max_argmax_shift: float
     inout_flips: float | None
     worst: tuple[SceneDifference, ...]
+    moved: tuple[SceneDifference, ...] = ()
     reference_metrics: Mapping[str, float | None] | None = None
     metrics: Mapping[str, float | None] | None = None
 
@@ -139,6 +141,11 @@ class Parity:
         if tolerance.argmax_equal is not None and not self.argmax_equal >= tolerance.argmax_equal:
             found.append(f"argmax equal on {self.argmax_equal:.2%} of heads < {tolerance.argmax_equal:.0%}")
         return found
+
+    def named(self, tolerance: Tolerance) -> tuple[SceneDifference, ...]:
+        """The scenes to name where this is refused: those that differ most in what is beyond ``tolerance``."""
+        inner = replace(tolerance, argmax_equal=None, mean_shift=None, auc_loss=None, avg_l2_gain=None)
+        return self.worst if self.failures(inner) or not self.moved else self.moved
 
     def to_json(self) -> dict[str, Any]:
         """The figures as plain data, without the scenes."""
@@ -199,12 +206,13 @@ def compare(
     if not ranked:
         raise ExportError("there is no head to compare the exported file on; give scenes with heads")
     p, s, i, f = (np.concatenate(parts) for parts in (probability, shift, inout, flips))
+    moved = sorted(ranked, key=lambda scene: (-scene.argmax_shift, -scene.probability))
     ranked.sort(key=lambda scene: (scene.finite, -scene.flipped, -scene.probability, -scene.argmax_shift))
     return Parity(
         scenes=len(ranked), heads=len(p), finite=all(scene.finite for scene in ranked),
         heatmap_probability=float(p.max()), inout_probability=float(i.max()) if len(i) else None,
         argmax_equal=float((s == 0).mean()), mean_argmax_shift=float(s.mean()), max_argmax_shift=float(s.max()),
-        inout_flips=float(f.mean()) if len(f) else None, worst=tuple(ranked[:worst]),
+        inout_flips=float(f.mean()) if len(f) else None, worst=tuple(ranked[:worst]), moved=tuple(moved[:worst]),
         reference_metrics=None if scorers is None else scorers[0].result(), metrics=None if scorers is None else scorers[1].result(),
     )
 

@@ -27,7 +27,7 @@ from distill.views import IDENTITY
 from students.errors import ExportError
 from students.export import Exported, export_student
 from students.onnx_runtime import OnnxGaze, file_digest, read_export
-from students.parity import SceneBatch, Tolerance, compare
+from students.parity import Parity, SceneBatch, SceneDifference, Tolerance, compare
 from teachers.catalogue import load_teacher
 from teachers.contract import GazeOutput
 from teachers.model import GazeModel
@@ -337,6 +337,19 @@ def test_damaged_and_lonely_files_are_named(tmp_path: Path, exported: Exported) 
     (tmp_path / "student.json").write_text("{}")
     with pytest.raises(ExportError, match="does not describe"):
         OnnxGaze(path)
+
+
+def test_the_scenes_named_are_those_of_what_was_refused() -> None:
+    likely, far = SceneDifference("likely", 0.2, 0.0, False), SceneDifference("far", 0.001, 9.0, False)
+    parity = Parity(2, 2, True, 0.2, None, 0.5, 4.5, 9.0, None, (likely, far), (far, likely))
+    assert parity.named(Tolerance(probability=1.0, argmax_equal=None, mean_shift=0.25)) == (far, likely)
+    assert parity.named(Tolerance(probability=0.1, argmax_equal=None, mean_shift=0.25)) == (likely, far)
+
+
+def test_files_that_cannot_be_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "student.pt2").write_bytes(b"")
+    assert main(["eval", str(tmp_path / "student.pt2"), "--data", "folder:x"]) == 2
+    assert "torch may run what is pickled in one" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("module", ["onnx", "onnxscript", "onnxruntime"])

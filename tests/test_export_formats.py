@@ -17,6 +17,7 @@ from distill.cli import main
 from distill.errors import ConfigurationError, MissingExtraError
 from distill.exporting import default_name, export_run, tolerance_of
 from distill.gate_scenes import GateScenes, gate_of
+from distill.predicting import load_gaze
 from students.errors import ExportError
 from students.export import Wanted
 from students.onnx_precision import INT8_PARTS, after_boxes, of_boxes, stem, to_int8
@@ -209,6 +210,10 @@ def test_other_formats(tmp_path: Path, format_: str) -> None:
     exported = export_run(tiny_run(), tmp_path / default_name(wanted), wanted=wanted, scenes=12)
     assert exported.parity.heatmap_probability <= 1e-3
     assert read_export(exported.path)["format"] == format_
+    if format_ == "openvino":
+        asked, name = load_gaze(str(exported.path))
+        np.testing.assert_allclose(asked.run(*raw(17, 33))[0], from_torch(*raw(17, 33))[0], atol=2e-5)  # type: ignore[attr-defined]
+        assert name == "student-openvino.xml"
     if format_ == "torch":
         heatmap, inout = TorchProgram(exported.path).run(*raw(17, 33, pictures=1, heads=1))
         np.testing.assert_allclose(heatmap, from_torch(*raw(17, 33))[0], atol=2e-5)

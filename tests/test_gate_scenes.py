@@ -55,3 +55,10 @@ def test_a_view_is_the_picture_and_the_heads_that_training_would_see(run: Path) 
         np.testing.assert_allclose(batch.boxes.numpy(), view.boxes(flat.boxes()), atol=1e-6)
         for truth, head in zip(batch.labels[0], flat.heads, strict=True):
             np.testing.assert_allclose(truth.points, view.points(np.array(head.points).reshape(-1, 2)))
+
+
+def test_int8_is_calibrated_on_training_scenes_wherever_the_gate_looks(run: Path) -> None:
+    data = gate_of(run, 1).spec
+    gate = gate_of(run, 4, data=data, split="val")
+    assert {each.split for each in gate.shown} == {"val"} and {each.split for each in gate.calibration} == {"train"}
+    assert not {each.scene.key for each in gate.shown} & {each.scene.key for each in gate.calibration}

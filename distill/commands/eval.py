@@ -29,7 +29,7 @@ def register(subparsers: Any) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="run directory, exported .onnx file, predictions.npz, or teacher")
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="run directory, exported file, predictions.npz, or teacher")
     parser.add_argument("--data", default="", metavar="DATA", help="data set (default: the first run's own)")
     parser.add_argument("--split", default="", help="split to score on (default: the first run's validation split; with --data: test)")
     parser.add_argument("--teacher", default="", metavar="NAME", help="score this teacher too (default: the run's own, if it is here)")

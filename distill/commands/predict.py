@@ -43,7 +43,7 @@ def register(subparsers: Any) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", metavar="MODEL", help="a run's directory, an exported .onnx file, a stored model or a teacher's name")
+    parser.add_argument("model", metavar="MODEL", help="a run's directory, an exported file, a stored model or a teacher's name")
     parser.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE", help="pictures, folders of pictures, or videos")
     parser.add_argument("--heads", type=Path, metavar="FILE", help="the heads file, CSV or COCO JSON (default: heads.csv beside the pictures)")
     parser.add_argument("--detector", metavar="NAME", help="find heads by `opencv` or FILE.onnx[?adapter=NAME], even where a heads file is")
