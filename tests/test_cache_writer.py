@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from cache_world import build, make_scenes, make_source
 
 from teachers.cache import writer
+from teachers.cache.format import MANIFEST
 from teachers.cache.writer import ABANDONED_SECONDS, remove_abandoned, write_whole
 
 
@@ -61,3 +63,21 @@ def test_only_what_nobody_writes_is_removed(tmp_path: Path, host: str, process: 
         assert remove_abandoned(tmp_path) == 0 and file.exists(), "a lock is respected, whatever the name says"
     assert remove_abandoned(tmp_path) == int(gone)
     assert file.exists() is not gone
+
+
+@pytest.mark.parametrize("look", ["exists", "iterdir"])
+def test_a_cache_that_another_process_makes_between_two_looks_is_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, look: str) -> None:
+    """Whichever of the two looks the other process comes before, the directory is not taken for somebody else's."""
+    source, cache = make_source(make_scenes(tmp_path / "pictures", 3)), tmp_path / "cache"
+    original, came = getattr(Path, look), []
+
+    def looked(path: Path) -> object:
+        if path in (cache, cache / MANIFEST) and not came:
+            came.append(look)
+            build(cache, source)
+        return original(path)
+
+    cache.mkdir()
+    monkeypatch.setattr(Path, look, looked)
+    summary = build(cache, source)
+    assert came and summary.complete and summary.shards_written == 0

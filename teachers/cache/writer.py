@@ -122,8 +122,10 @@ def _request(
         raise CacheError("the data set has no scenes; check --data and --split")
     if cache.exists() and not cache.is_dir():
         raise CacheError(f"{cache} is a file, and a cache is a directory; give another --out")
+    # The files first, the manifest after: another process may make the cache between the two looks, and a manifest never goes away.
+    occupied = cache.is_dir() and any(not path.name.startswith(".") for path in cache.iterdir())
     if not (cache / MANIFEST).exists():
-        if cache.is_dir() and any(not path.name.startswith(".") for path in cache.iterdir()):
+        if occupied:
             raise CacheError(f"{cache} is not empty and no cache (it has no {MANIFEST}); give another --out")
         return wanted.grown(keys, views, scenes_per_shard), False
     there = Manifest.load(cache)
