@@ -41,7 +41,8 @@ def decode(data: bytes, path: Path, *, exif: bool = False) -> np.ndarray:
                 layer = picture.convert("RGBA")
                 ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))
                 return np.asarray(Image.alpha_composite(ground, layer).convert("RGB"))
-            return np.asarray(picture.convert("RGB"))
+            # Its own memory, which may be written to as torch wants it; converting what is RGB already would copy once more.
+            return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise PictureError(
             f"picture {path} cannot be decoded ({_reason(error)}); replace the file, or leave it out with `distill cache build --on-error skip` or "

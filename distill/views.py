@@ -55,8 +55,9 @@ class View:
         height, width = picture.shape[:2]
         x0, x1 = round(self.left * width), round(self.right * width)
         y0, y1 = round(self.top * height), round(self.bottom * height)
-        crop = torch.from_numpy(np.ascontiguousarray(picture[y0:y1, x0:x1].transpose(2, 0, 1)))
-        image = crop.float().div_(255.0)
+        crop = torch.from_numpy(picture[y0:y1, x0:x1] if picture.flags.writeable else picture[y0:y1, x0:x1].copy())
+        # To float and to planes in one pass over the picture.
+        image = crop.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format).div_(255.0)
         if tuple(image.shape[1:]) != size:
             image = F.interpolate(image[None], size=size, mode="bilinear", align_corners=False, antialias=True)[0]
             image.clamp_(0.0, 1.0)
