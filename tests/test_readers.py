@@ -188,6 +188,31 @@ def test_preprocessed_json(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda e: e[0].update(num_heads=3), "num_heads is not the number of heads"),
+        (lambda e: e[0]["heads"][0].update(bbox=[8, 6, 24, 26]), "bbox and bbox_norm differ"),
+        (lambda e: e[0]["heads"][0].update(bbox=[8, 6, 24]), "bbox and bbox_norm differ"),
+        (lambda e: e[0]["heads"][0].update(gazex=[1.0]), "gazex and gazex_norm differ"),
+        (lambda e: e[0]["heads"][0].update(gazey=[]), "gazey and gazey_norm differ"),
+        (lambda e: e[0]["heads"][0].update(bbox=[8.4, 6.9, 24, 24]), ""),  # rounding
+        (lambda e: e[0]["heads"][0].update(bbox=[8, 6, 24, 24], bbox_norm=[8 / 64, 6 / 48, 24 / 64, 0.5]), ""),
+        (lambda e: [head.pop(name) for head in e[0]["heads"] for name in ("bbox", "gazex", "gazey")] and e[0].pop("num_heads"), ""),
+    ],
+)
+def test_what_is_said_twice_must_agree(tmp_path: Path, change, name: str) -> None:  # type: ignore[no-untyped-def]
+    file = write_gazefollow_json(tmp_path) / "train_preprocessed.json"
+    plain = open_data(f"gazefollow:{tmp_path}", "trainval")
+    entries = json.loads(file.read_text())
+    change(entries)
+    file.write_text(json.dumps(entries))
+    changed = open_data(f"gazefollow:{tmp_path}", "trainval")
+    assert [scene.heads for scene in changed.scenes] == [scene.heads for scene in plain.scenes]
+    new = [finding for finding in changed.findings if finding not in plain.findings]
+    assert [(finding.name, finding.count) for finding in new] == ([(name, 1)] if name else [])
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda e: e[1].pop("width"), r"entry 1: 'width' is missing"),
@@ -312,8 +337,8 @@ def test_digest_follows_the_annotations(tmp_path: Path) -> None:
 def test_preprocessed_heads_without_a_point_and_pictures_without_heads_are_named(tmp_path: Path) -> None:
     file = write_gazefollow_json(tmp_path) / "train_preprocessed.json"
     entries = json.loads(file.read_text())
-    entries[0]["heads"][0] |= {"gazex_norm": [], "gazey_norm": []}
-    entries[2]["heads"] = []
+    entries[0]["heads"][0] |= dict.fromkeys(("gazex", "gazey", "gazex_norm", "gazey_norm"), [])
+    entries[2] |= {"heads": [], "num_heads": 0}
     file.write_text(json.dumps(entries))
     found = {finding.name: (finding.count, finding.action) for finding in open_data(tmp_path, "trainval").findings}
     assert found == {"in frame without a gaze point": (1, "head dropped"), "picture without heads": (1, "left out")}
