@@ -198,7 +198,7 @@ def hold_at(moment: str) -> None:
         seen += record["kind"] == kind
         if record["kind"] == kind and seen == int(count):
             print(f"holding {os.getpid()}", flush=True)
-            time.sleep(600)
+            time.sleep(3600)
 
     distill.runlog.RunLog.__call__ = held  # type: ignore[method-assign]
 
