@@ -42,7 +42,7 @@ CNN = ModelConfig(
 )
 VIT = replace(CNN, backbone="test_vit", levels=())
 CALM = replace(VIT, inout="linear", drop_path=0.0)  # neither dropout nor BatchNorm: its losses add up over any division
-TINY = {"tiny_cnn": CNN, "tiny_vit": VIT, "tiny_calm": CALM}
+TINY = {"tiny_cnn": CNN, "tiny_vit": VIT, "tiny_calm": CALM, "tiny_query": replace(CNN, decoder="query")}
 
 
 def fill(model: nn.Module) -> None:
