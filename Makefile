@@ -19,9 +19,10 @@ help:
 demo: $(DEMO_STAMP)
 	$(BIN)/distill demo
 
-# A file's tests stay together: they share what was trained or exported for them.
+# A file's tests stay together: they share what was trained or exported for them. Byte code is kept, whatever the environment says:
+# without it the processes of the tests, and those that tests start, compile everything anew.
 test: lint
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # Playwright drives the system's browser: it downloads none of its own.
 test-web: $(DEV_STAMP)
