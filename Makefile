@@ -3,12 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO_STAMP := .venv/.installed-demo
 DEV_STAMP := .venv/.installed-dev
+# How many processes share the test suite; each imports torch anew, so that more than there are cores cost more than they bring.
+WORKERS ?= 2
 
 .PHONY: help demo test test-web lint soak clean
 
 help:
 	@echo "make demo    install into .venv, then cache, train, evaluate, export and report on generated scenes"
-	@echo "make test    install into .venv, then ruff, mypy and the test suite"
+	@echo "make test    install into .venv, then ruff, mypy and the test suite in two processes (WORKERS=N for N)"
 	@echo "make test-web  the exported web page in headless Chromium; installs what that needs (playwright, Debian's chromium, onnxruntime-web from npm)"
 	@echo "make soak    the long tests: every kill, every resume"
 	@echo "make lint    ruff and mypy alone"
@@ -17,8 +19,10 @@ help:
 demo: $(DEMO_STAMP)
 	$(BIN)/distill demo
 
+# A file's tests stay together: they share what was trained or exported for them. Byte code is kept, whatever the environment says:
+# without it the processes of the tests, and those that tests start, compile everything anew.
 test: lint
-	$(BIN)/python -m pytest
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # Playwright drives the system's browser: it downloads none of its own.
 test-web: $(DEV_STAMP)

@@ -104,7 +104,7 @@ def watched_build(cache: Path, pictures: Path) -> None:
         seen[what] += 1
         if what == moment and seen[what] == int(count):
             tell(f"holding {os.getpid()}")
-            time.sleep(600)
+            time.sleep(3600)
 
     class Watched(TinyTeacher):
         def forward(self, images: Tensor, boxes: Tensor, image_index: Tensor) -> GazeOutput:

@@ -22,11 +22,21 @@ _HOME = tempfile.mkdtemp(prefix="gaze-distill-tests-")
 os.environ["HF_HOME"] = str(Path(_HOME, "huggingface"))
 os.environ["TORCH_HOME"] = str(Path(_HOME, "torch"))
 os.environ["GAZE_DISTILL_HOME"] = str(Path(_HOME, "gaze-distill"))
+# What one process of a divided run has made for all; the first process makes the folder, and removes it with its own.
+os.environ.setdefault("GAZE_TESTS_SHARED", str(Path(_HOME, "shared")))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove what the tests' own caches hold."""
     shutil.rmtree(_HOME, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_flush() -> Iterator[None]:
+    """No test waits for the disk: what a flush brings shows when the power goes, and what is killed here is a process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)  # refuses what is no open file, as a flush does
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -51,9 +53,15 @@ def tiny_run() -> Path:
 
 @cache
 def core_graph() -> Path:
-    """The model's ONNX graph before resizing is put in front of it."""
-    path = Path(_FOLDER.name) / "core.onnx"
-    trace(tiny_model().eval(), path)
+    """The model's ONNX graph before resizing is put in front of it; of several processes that run the tests, the first one traces it."""
+    folder = Path(os.environ["GAZE_TESTS_SHARED"])
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "core.onnx"
+    with (folder / "core.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            trace(tiny_model().eval(), folder / "begun.onnx")
+            (folder / "begun.onnx").rename(path)
     return path
 
 

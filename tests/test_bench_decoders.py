@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 
 from distill.benchmarks import decoders
 from distill.cli import main
 from distill.decoder_speed import PeopleTimes, ratio, with_published_decoder
+from students import export
 from students.catalogue import STUDENTS
 from teachers.model import ModelConfig
+from tests.export_world import CONFIG, core_graph
 
 
 def test_further_people_and_ratios_from_rounds() -> None:
@@ -31,9 +35,14 @@ def test_only_the_decoder_differs() -> None:
 def test_it_measures_both_sides(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for module in ("onnxruntime", "onnxscript"):
         pytest.importorskip(module)
-    tiny = ModelConfig(backbone="hgnetv2_atto", input_size=(32, 32), levels=(2,), decoder="query", dim=16, layers=1, attention_heads=2)
+    # Tracing two students takes most of a minute on a slow machine. What is timed here is one graph of the tiny student, twice; that students
+    # with either decoder are written as such is for the tests of the export.
+    written: list[ModelConfig] = []
+    monkeypatch.setattr(export, "trace", lambda student, path: (written.append(student.config), shutil.copyfile(core_graph(), path)))
+    tiny = replace(CONFIG, decoder="query", drop_path=0.0)
     monkeypatch.setitem(STUDENTS, "tiny", tiny)
     assert main(["bench", "decoders", "--students", "tiny", "--rounds", "5", "--threads", "1", "--json"]) == 0
+    assert written == [with_published_decoder(tiny), tiny]
     facts = json.loads(capsys.readouterr().out)
     (student,) = facts["students"]
     assert set(student["gazelle"]["ms"]) == set(student["query"]["ms"]) == {"1", "5", "9"} and set(student["holds"]) == {"one", "five", "further"}

@@ -39,10 +39,11 @@ def test_the_first_process_waits_counts_and_tells_of_all(store: distributed.Stor
     monkeypatch.setattr("teachers.runner.process_part", lambda part: (part[0] + part[1] * int(threading.current_thread().name == "second"), part[1] * 2))
     first, second = (Launch(store, rank, 2) for rank in range(2))
     failures: list[BaseException] = []
+    told = threading.Event()  # the first process has told that it begins: what the second does from then on, it is to see
 
     def other() -> None:
         try:
-            build(cache, source, on_error="skip", launch=second)
+            build(cache, source, on_error="skip", launch=second, report=lambda _: told.wait(600))
         except BaseException as error:
             failures.append(error)
         finally:
@@ -51,9 +52,15 @@ def test_the_first_process_waits_counts_and_tells_of_all(store: distributed.Stor
     thread = threading.Thread(target=other, name="second")
     thread.start()
     records: list[BuildRecord] = []
+
+    def tell(record: BuildRecord) -> None:
+        records.append(record)
+        told.set()
+
     try:
-        summary = build(cache, source, launch=first, report=records.append)
+        summary = build(cache, source, launch=first, report=tell)
     finally:
+        told.set()
         first.end()
         thread.join()
     assert not failures

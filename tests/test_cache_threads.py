@@ -86,7 +86,7 @@ def test_a_forked_reader_does_not_wait_for_a_lock_that_was_held(cache: Path) -> 
         child = os.fork()
         if child == 0:
             code = 1
-            signal.alarm(10)  # waiting would be for ever
+            signal.alarm(600)  # waiting would be for ever
             try:
                 code = 0 if np.array_equal(reader.read("002.png", 1).heatmap, right) else 1
             finally:

@@ -48,7 +48,8 @@ class Server(http.server.ThreadingHTTPServer):
         self.data, self.etag, self.modified = DATA, '"one"', ""
         self.ranges, self.sized, self.odd_range = True, True, False
         self.cuts: list[int | None] = []
-        self.hold: int | None = None
+        self.hold: int | None = None  # the bytes after which an answer waits until ``released``
+        self.released = threading.Event()
         self.asked: list[tuple[str | None, str | None]] = []
         self.url = f"http://127.0.0.1:{self.server_address[1]}/file.pt"
 
@@ -97,7 +98,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if server.hold is not None:
             self.wfile.write(piece[: server.hold])
             self.wfile.flush()
-            time.sleep(60)
+            server.released.wait(3600)
         self.wfile.write(piece)
 
     def log_message(self, *_: object) -> None:
@@ -113,6 +114,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield listener
+    listener.released.set()
     listener.shutdown()
     thread.join()
     listener.socket.close()
@@ -241,7 +243,7 @@ def test_a_killed_download_goes_on_in_the_next_process(server: Server, tmp_path:
     code = f"import pathlib; from teachers.download import obtain; obtain({server.url!r}, pathlib.Path({str(path)!r}))"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[1])
     part = tmp_path / ".file.pt.part"
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 600
     while not (part.exists() and part.stat().st_size >= 500_000) and time.monotonic() < limit:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from distill.metrics import HeadTruth, MetricAccumulator, average_precision, gazefollow_auc, gazefollow_auc_64, vat_auc
 
-sklearn = pytest.importorskip("sklearn.metrics")
 WIDTH, HEIGHT = 130, 90
+
+
+@pytest.fixture(scope="module")
+def sklearn() -> Any:
+    """Imported by who runs these tests, and not by who but collects them."""
+    return pytest.importorskip("sklearn.metrics")
+
 
 MAPS = {
     "smooth": lambda g: np.exp(-((np.mgrid[0:64, 0:64] - g.integers(0, 64, (2, 1, 1))) ** 2).sum(axis=0) / 200.0),
@@ -39,7 +47,7 @@ def targets(points: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("kind", "where"), CASES)
-def test_gazefollow_auc_in_both_sizes(kind: str, where: str) -> None:
+def test_gazefollow_auc_in_both_sizes(kind: str, where: str, sklearn: Any) -> None:
     heatmap, points = case(kind, where)
     resized = torch.nn.functional.interpolate(torch.from_numpy(heatmap)[None, None], (HEIGHT, WIDTH), mode="bilinear")[0, 0].numpy()
     if kind == "ties":  # torch's own rounding breaks some ties of a plateau, which here stay ties
@@ -51,7 +59,7 @@ def test_gazefollow_auc_in_both_sizes(kind: str, where: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "where"), CASES)
-def test_vat_auc(kind: str, where: str) -> None:
+def test_vat_auc(kind: str, where: str, sklearn: Any) -> None:
     heatmap, points = case(kind, where)
     x, y = points[0] * 64
     box = np.zeros((64, 64))
@@ -82,7 +90,7 @@ def test_distances_and_angle_of_a_head(kind: str, where: str) -> None:
     assert rows.constant[0] == (kind == "constant")
 
 
-def test_inout_average_precision() -> None:
+def test_inout_average_precision(sklearn: Any) -> None:
     generator = np.random.default_rng(3)
     labels = (generator.random(300) < 0.65).astype(int)
     for scores in (generator.standard_normal(300) + labels, np.zeros(300), generator.integers(0, 4, 300)):

@@ -20,6 +20,7 @@ from distill.readers import open_data
 from distill.source import SceneSource
 from distill.views import ViewPolicy
 from students.catalogue import STUDENTS
+from students.onnx_runtime import OnnxGaze
 from teachers.cache.reader import CacheReader
 from teachers.weights import load_model
 
@@ -36,8 +37,9 @@ class Chain:
         self.run, self.photos, self.answers = root / "runs/first", write_folder(root / "photos"), root / "answers"
         self.said: dict[str, tuple[int, str, str]] = {}
         run, onnx = str(self.run), str(self.run / "exports/student.onnx")
-        batch = 4 if name == "gazefollow" else 3
-        train = self.world.arguments(self.run, batch_size=batch, device=self.device, finetune_layers=2, data=spec)
+        # One student for each decoder.
+        student, batch = ("tiny_cnn", 4) if name == "gazefollow" else ("tiny_query", 3)
+        train = self.world.arguments(self.run, student, batch_size=batch, device=self.device, finetune_layers=2, data=spec)
         self.do("check", "data", "check", spec, "--json", "--out", str(root / "check.json"), "--sheet", str(root / "sheet.png"))
         self.do("build", *cache_arguments(self.world, device=self.device), "--json")
         self.do("verify", "cache", "verify", str(self.world.cache), "--rows", "6", "--json")
@@ -126,6 +128,21 @@ def test_the_export_is_kept_with_its_parity(chain: Chain) -> None:
     assert facts["parity"]["heatmap_probability"] <= facts["tolerance"]["probability"] == 1e-3
     assert facts["selection"]["split"] == "val"
     assert facts["lineage"]["cache"] == CacheReader(chain.world.cache).manifest.identity_digest()
+
+
+@pytest.mark.parametrize(("pictures", "people"), [(1, 1), (1, 7), (3, 7)])
+def test_the_exported_file_is_the_student_for_any_number_of_people(chain: Chain, pictures: int, people: int) -> None:
+    student, _ = load_model(chain.run / "student")
+    assert student.config.decoder == ("gazelle" if chain.name == "gazefollow" else "query")
+    generator = torch.Generator().manual_seed(people)
+    images = torch.randint(0, 256, (pictures, 3, *student.input_size), generator=generator) / 255
+    corner = torch.rand(people, 2, generator=generator) * 0.6
+    given = images, torch.cat((corner, corner + 0.3), dim=1), torch.arange(people) % pictures
+    with torch.inference_mode():
+        wanted = student.eval()(*given)
+    found = OnnxGaze(chain.run / "exports/student.onnx", threads=1)(*given)
+    torch.testing.assert_close(found.heatmap, wanted.heatmap, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.inout, wanted.inout, atol=1e-4, rtol=1e-4)
 
 
 def test_run_and_exported_file_predict_alike(chain: Chain) -> None:

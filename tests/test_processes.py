@@ -1,4 +1,8 @@
-"""Two processes on the CPU (gloo), started as a user starts them: the same run as one process makes."""
+"""Two processes on the CPU (gloo), started as a user starts them: the same run as one process makes.
+
+What is not finite in one of them stops both, before the step, and neither waits for the other. One launch makes all runs of this file, as its
+processes take longer to start than to train.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +18,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from training_world import TINY, World, make_model, make_world
+from training_world import POISONED, TINY, World, make_model, make_world
 
 from distill.cli import main
+from distill.runlog import read_metrics
 from students.catalogue import STUDENTS
-from students.checkpoint import Checkpoint, checkpoints, read_checkpoint_file
+from students.checkpoint import Checkpoint, checkpoints, newest_intact, read_checkpoint_file
 
 ROOT = Path(__file__).parents[1]
 TERMS = ("loss", "heatmap", "inout", "kd_heatmap", "kd_inout", "kd_kl", "kd_dist", "kd_bce", "reliability", "grad_norm")
 
-
 RUNS = ("calm", "sgd", "silent", "cnn", "whole", "parts", "pieces")
+POISONS = ("loss", "gradient")  # what is not finite in the second process after six of eight steps, in two runs of their own
 
 
 def newest(run: Path) -> Checkpoint:
@@ -37,7 +42,7 @@ class Both:
 
     def __init__(self, world: World, folder: Path) -> None:
         self.folder, self.one, self.two = folder, folder / "one", folder / "two"
-        self.dumps = folder / "dumps"
+        self.dumps, self.poisoned = folder / "dumps", folder / "poisoned"
         self.dumps.mkdir()
 
         def lines(runs: Path) -> list[list[str]]:
@@ -62,9 +67,11 @@ class Both:
         environment = {
             **os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1",
         }
-        script = [str(ROOT / "tests/training_world.py"), str(self.dumps), json.dumps(lines(self.two))]
+        # A process that waited for the other would be given up in time, with another error than the one that is looked for.
+        poisoned = [(kind, world.arguments(self.two / kind, "tiny_calm", epochs=2, timeout_minutes=10)) for kind in POISONS]
+        script = [str(ROOT / "tests/training_world.py"), str(self.dumps), json.dumps(lines(self.two)), str(self.poisoned), json.dumps(poisoned)]
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *script]
-        self.process = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
+        self.process = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=3600)
         assert self.process.returncode == 0, self.process.stderr[-9000:]
         with pytest.MonkeyPatch.context() as patch:
             for name, config in TINY.items():
@@ -77,6 +84,9 @@ class Both:
 
     def told(self, run: str, rank: int) -> dict[str, Any]:
         return json.loads((self.dumps / f"{run}-{rank}.json").read_text())
+
+    def left(self, kind: str) -> list[dict[str, Any]]:
+        return [json.loads((self.poisoned / f"{kind}-{rank}.json").read_text()) for rank in (0, 1)]
 
     @staticmethod
     def records(run: Path, kind: str) -> list[dict[str, Any]]:
@@ -171,3 +181,41 @@ def test_what_takes_no_part_is_not_decayed(both: Both) -> None:
     idle = [name for name in started if name.startswith("decoder.inout_head.")]
     alone = load_file(both.one / "silent/student/model.safetensors")
     assert idle and all(torch.equal(alone[name], both.rank("silent", 0)[name]) for name in idle)
+
+
+# -- what is not finite in one process alone ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", POISONS)
+def test_both_processes_stop_before_the_step_and_are_still_the_same(kind: str, both: Both) -> None:
+    first, second = both.left(kind)
+    assert first["processes"] == second["processes"] == 2
+    assert (first["code"], second["code"]) == (2, 2)
+    assert first["step"] == second["step"] == POISONED[1]
+    assert first["digest"] == first["good"] == second["digest"] == second["good"]
+
+
+@pytest.mark.parametrize("kind", POISONS)
+def test_the_scenes_are_named_once_for_all_processes(kind: str, both: Both) -> None:
+    first, second = both.left(kind)
+    errors = [line for line in both.process.stderr.splitlines() if line.startswith("distill: error:")]
+    assert len(errors) == len(POISONS)
+    error = errors[POISONS.index(kind)]
+    assert set(first["scenes"]).isdisjoint(second["scenes"])
+    assert all(scene in error for scene in second["scenes"])
+    # A loss is one process's own. A gradient is summed before it is looked at, so the scenes of the whole batch are named.
+    assert [scene in error for scene in first["scenes"]] == [kind == "gradient"] * len(first["scenes"])
+    assert {"loss": "kd_heatmap and kd_kl is nan at step 6", "gradient": "gradient norm is nan at step 6"}[kind] in error
+    assert f"the last checkpoint stands: look at these scenes, or lower --lr or --backbone-lr, then resume with --resume {both.two / kind}" in error
+
+
+@pytest.mark.parametrize("kind", POISONS)
+def test_the_last_good_checkpoint_stands_and_the_run_goes_on_from_it(kind: str, both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STUDENTS, "tiny_calm", TINY["tiny_calm"])
+    run = both.two / kind
+    checkpoint, _, damaged = newest_intact(run)
+    assert (checkpoint.facts["step"], checkpoint.facts["processes"], damaged) == (4, 2, [])
+    assert all(bool(torch.isfinite(value).all()) for value in checkpoint.model.values() if value.is_floating_point())
+    assert max(record["step"] for record in read_metrics(run)) == POISONED[1]
+    assert main(["train", "--resume", str(run)]) == 0
+    assert read_metrics(run)[-1]["kind"] == "end" and newest_intact(run)[0].facts["step"] == 8

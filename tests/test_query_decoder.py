@@ -210,6 +210,7 @@ def test_stages_and_freezing_concern_the_backbone_alone() -> None:
     assert model.decoder.training and not model.backbone.training
 
 
+@pytest.mark.soak  # with a smaller backbone it is exported on the way of a user's work: tests/test_pipeline.py
 def test_it_exports_with_any_number_of_people(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

@@ -385,7 +385,7 @@ def test_a_mixed_run_of_two_processes_is_that_of_one(home: Home, tmp_path: Path)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")]), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
     script = [str(root / "tests/training_world.py"), str(dumps), json.dumps([line])]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *script]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=1800, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     assert {path.stem for path in dumps.iterdir()} == {"run-0-of-2", "run-1-of-2"}, "there were two"
     one, two = (records(tmp_path / name / "run", "step") for name in ("one", "two"))

@@ -185,7 +185,7 @@ def test_a_held_run_resumes_to_the_bit(stop: int, tmp_path: Path, held: tuple[Tr
     if stop % 3:
         newest.unlink()
     start = read_checkpoint_file(checkpoints(tmp_path)[0]).facts["step"]
-    resumed, after = run(tmp_path, spikes, on_spike="hold", ema_decay=0.9, optimizer="sgd", checkpoint_steps=1, resume=True)
+    resumed, after = run(tmp_path, spikes, on_spike="hold", ema_decay=0.9, optimizer="sgd", resume=True)
     assert resumed.plan.holds == whole.plan.holds == (1, 3)
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
@@ -204,7 +204,7 @@ def test_a_held_run_resumes_to_the_bit(stop: int, tmp_path: Path, held: tuple[Tr
 @pytest.fixture(scope="module")
 def held(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trainer, list[Record]]:
     torch.set_num_threads(1)
-    return run(tmp_path_factory.mktemp("held"), {(1, 2), (3, 0)}, on_spike="hold", ema_decay=0.9, optimizer="sgd", checkpoint_steps=1)
+    return run(tmp_path_factory.mktemp("held"), {(1, 2), (3, 0)}, on_spike="hold", ema_decay=0.9, optimizer="sgd")
 
 
 def test_every_open_stage_has_its_norm_and_its_rate(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """Tiny students, batches and runs for the trainer's tests.
 
 As a script that knows the tiny students: ``golden`` prints the losses of the golden runs (``tests/golden/losses.json``), ``serve``
-runs `distill` in processes of their own that hold still at a chosen moment to be killed, ``FOLDER COMMANDS`` (JSON) runs
-several command lines, one after the other, and leaves in the folder what each training ended with, and ``poisoned FOLDER COMMANDS``
-runs trainings in which one process alone meets what is not finite.
+runs `distill` in processes of their own that hold still at a chosen moment to be killed, and ``FOLDER COMMANDS`` (JSON) runs
+several command lines, one after the other, and leaves in the folder what each training ended with; a second pair ``FOLDER COMMANDS``
+is of trainings in which one process alone meets what is not finite.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CNN = ModelConfig(
 )
 VIT = replace(CNN, backbone="test_vit", levels=())
 CALM = replace(VIT, inout="linear", drop_path=0.0)  # neither dropout nor BatchNorm: its losses add up over any division
-TINY = {"tiny_cnn": CNN, "tiny_vit": VIT, "tiny_calm": CALM}
+TINY = {"tiny_cnn": CNN, "tiny_vit": VIT, "tiny_calm": CALM, "tiny_query": replace(CNN, decoder="query")}
 
 
 def fill(model: nn.Module) -> None:
@@ -198,7 +198,7 @@ def hold_at(moment: str) -> None:
         seen += record["kind"] == kind
         if record["kind"] == kind and seen == int(count):
             print(f"holding {os.getpid()}", flush=True)
-            time.sleep(600)
+            time.sleep(3600)
 
     distill.runlog.RunLog.__call__ = held  # type: ignore[method-assign]
 
@@ -295,6 +295,7 @@ def train_poisoned(folder: Path, commands: list[tuple[str, list[str]]]) -> None:
         return plain_fit(self)
 
     Trainer.fit = fit  # type: ignore[method-assign]
+    folder.mkdir(exist_ok=True)  # both processes come by
     for kind, arguments in commands:
         Trainer.train_step = plain_step  # type: ignore[method-assign]
         poison(kind)
@@ -321,10 +322,9 @@ if __name__ == "__main__":
     else:
         # The end of a training leaves the group of processes; here another one follows.
         PartialState.destroy_process_group = lambda self, group=None: None
-        if sys.argv[1] == "poisoned":
-            train_poisoned(Path(sys.argv[2]), json.loads(sys.argv[3]))
-            sys.exit()
         dump_parameters(Path(sys.argv[1]))
         for line in json.loads(sys.argv[2]):
             if code := main(line):
                 sys.exit(code)
+        if sys.argv[3:]:
+            train_poisoned(Path(sys.argv[3]), json.loads(sys.argv[4]))
