@@ -8,6 +8,7 @@ Runtimes merge and fold what they recognise. What they do not, on the CPU, is wr
 - Bilinear resizing to a known size is a product with a constant matrix on either side: ONNX Runtime's Resize costs three times as much on
   maps as small as these.
 - Picking rows by one index is Gather.
+- An axis of one that is put in and taken out again is left out (:func:`drop_single_axes`).
 - Division by the standard deviation of pixels goes into the convolution behind it (:func:`fold_division`).
 """
 
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+LARGEST_CONSTANT = 1 << 24  # numbers; the exporter alone stops at a few thousand
 LARGEST_MAP = 128  # cells a side: beyond it a product with a matrix, which is mostly zeros, costs more than Resize
 
 
@@ -52,8 +54,11 @@ def translations() -> dict[Any, Callable[..., Any]]:
             return nn.aten_upsample_bilinear2d_vec(self, output_size, align_corners, scale_factors)
         rows, columns = (_constant(resize_matrix(*pair), self) for pair in ((sizes[0], sizes[2]), (sizes[1], sizes[3])))
         # Constants on the left in both: int8 is for products with constants on the right, and would count logits in steps here.
-        wide = op.MatMul(columns, op.Transpose(self, perm=[0, 1, 3, 2]))
-        return op.MatMul(rows, op.Transpose(wide, perm=[0, 1, 3, 2]))
+        one = self.shape[1] == 1
+        # Without the axis of a single channel, as its reader will want it: dropping it from the result would copy that.
+        maps, swap = (op.Squeeze(self, [1]), [0, 2, 1]) if one else (self, [0, 1, 3, 2])
+        resized = op.MatMul(rows, op.Transpose(op.MatMul(columns, op.Transpose(maps, perm=swap)), perm=swap))
+        return op.Unsqueeze(resized, [1]) if one else resized
 
     def index(self: Any, indices: Sequence[Any]) -> Any:
         import onnx_ir
@@ -87,6 +92,32 @@ def resize_matrix(before: int, after: int) -> np.ndarray:
     matrix[np.arange(after), low] = 1.0 - share
     matrix[np.arange(after), np.minimum(low + 1, before - 1)] += share
     return matrix
+
+
+def fold_constants(model: Any) -> None:
+    """Compute what depends on weights alone, of any size up to :data:`LARGEST_CONSTANT`: whoever reads the file next sees weights."""
+    from onnxscript.optimizer import fold_constants as fold, remove_unused_nodes
+
+    fold(model, input_size_limit=LARGEST_CONSTANT, output_size_limit=LARGEST_CONSTANT)
+    remove_unused_nodes(model)
+
+
+def drop_single_axes(graph: Any) -> None:
+    """Leave out of ``graph`` (of ``onnx_ir``) every pair of steps that puts an axis of one in and takes it out: at the end of a graph a copy."""
+    import onnx_ir
+
+    for squeeze in [node for node in graph if node.op_type == "Squeeze"]:
+        unsqueeze = squeeze.inputs[0].producer()
+        if unsqueeze is None or unsqueeze.op_type != "Unsqueeze" or len(squeeze.inputs[0].uses()) != 1:
+            continue
+        axes = [node.inputs[1].const_value if len(node.inputs) == 2 else None for node in (squeeze, unsqueeze)]
+        if axes[0] is None or axes[1] is None or axes[0].numpy().tolist() != axes[1].numpy().tolist():
+            continue
+        old, new = squeeze.outputs[0], unsqueeze.inputs[0]
+        if old.is_graph_output():
+            new.name, old.name = old.name, new.name
+        onnx_ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        graph.remove([squeeze, unsqueeze], safe=True)
 
 
 def fold_division(graph: Any) -> bool:
