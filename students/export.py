@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from students.errors import ExportError
 from students.export_description import describe, refuse_strangers, write_json
 from students.export_timing import BareOnnx, compared_with_float32
-from students.lean_graph import drop_single_axes, fold_constants, fold_division, translations
+from students.lean_graph import make_lean, translations
 from students.onnx_precision import PARTS, to_float16, to_int8
 from students.onnx_runtime import OnnxGaze, description_path, export_entries
 from students.parity import TOLERANCES, Parity, SceneBatch, Scorer, Tolerance, compare
@@ -303,9 +303,7 @@ def trace(student: GazeModel, path: Path) -> None:
         )
     if program is None:
         raise ExportError("the exporter returned no graph; update torch and onnxscript")
-    fold_constants(program.model)
-    drop_single_axes(program.model.graph)
-    fold_division(program.model.graph)
+    make_lean(program.model)
     program.save(path, external_data=False)
 
 

@@ -18,6 +18,7 @@ in ``docs/students.md``.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -56,13 +57,15 @@ class SceneBlock(Block):
     """
 
     def forward(self, rows: Tensor, cells: int) -> Tensor:  # type: ignore[override]
+        attention: Any = self.attn
         mixed, width = self.norm1(rows), rows.shape[1]
+        # Three products instead of one: the parts of one would have to be copied apart.
         query, key, value = (
-            rearrange(F.linear(mixed, self.attn.qkv.weight[first : first + width]), "(b t) (heads c) -> b heads t c", t=cells, heads=self.attn.num_heads)
+            rearrange(F.linear(mixed, attention.qkv.weight[first : first + width]), "(b t) (heads c) -> b heads t c", t=cells, heads=attention.num_heads)
             for first in (0, width, 2 * width)
         )
         read = rearrange(F.scaled_dot_product_attention(query, key, value), "b heads t c -> (b t) (heads c)")
-        rows = rows + self.drop(self.drop_path1, self.attn.proj(read), cells)
+        rows = rows + self.drop(self.drop_path1, attention.proj(read), cells)
         return rows + self.drop(self.drop_path2, self.mlp(self.norm2(rows)), cells)
 
     @staticmethod
@@ -154,7 +157,8 @@ class QueryDecoder(nn.Module):
     def forward(self, features: Tensor, boxes: Tensor, image_index: Tensor) -> GazeOutput:
         count = self.grid[0] * self.grid[1]
         # The 1×1 convolution as a product whose result has the channels last, as the cells have.
-        scene = features.flatten(2).transpose(1, 2) @ self.linear.weight.flatten(1).T + (self.pos_embed.flatten(1).T + self.linear.bias)
+        place = self.pos_embed.flatten(1).T + self.linear.bias  # type: ignore[operator]
+        scene = features.flatten(2).transpose(1, 2) @ self.linear.weight.flatten(1).T + place
         rows = scene.flatten(0, 1)
         for mix in self.scene:
             rows = mix(rows, count)
