@@ -133,17 +133,18 @@ class Times:
 REST = 0.05
 
 
-def time_each(calls: Mapping[str, Callable[[], Any]], *, rounds: int, warm_up: int = 1, settle: bool = False) -> dict[str, Times]:
+def time_each(calls: Mapping[str, Callable[[], Any]], *, rounds: int, warm_up: int = 1, settle: int = 0) -> dict[str, Times]:
     """Time each call in each round, the calls in turn, so that whatever else the machine does hits all alike.
 
-    ``settle``: rest for :data:`REST` seconds and call once untimed before each timed call. That is for calls with threads of their own, of
-    which the last one's would be charged to the next.
+    ``settle``: rest for :data:`REST` seconds and call so many times untimed before each timed call. That is for calls with threads of their
+    own, of which the last one's would be charged to the next.
     """
     times = {name: Times([], []) for name in calls}
     for number in range(warm_up + rounds):
         for name, call in calls.items():
             if settle:
                 time.sleep(REST)
+            for _ in range(settle):
                 call()
             began, busy = time.perf_counter(), time.process_time()
             call()
