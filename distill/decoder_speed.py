@@ -22,8 +22,8 @@ from students.reparametrise import reparametrised
 from teachers.model import ModelConfig
 
 PUBLISHED = {"decoder": "gazelle", "dim": 256, "layers": 3, "attention_heads": 8}  # Gaze-LLE's size
-# After a rest, and another session, the first call of lite0_query took 1.7 times as long as the fourth to sixth, the second 1.1 times and the
-# third as long; one of gazelle 1.2, 1.02 and 1.02.
+# The first calls after another session's are slower than those that follow, and most so with the quicker decoder: of lite0_query after
+# 50 ms, the first took 1.7 times as long as the sixth, the second 1.1 times, the third as long; of its gazelle 1.2, 1.02 and 1.02.
 UNTIMED = 2
 MODULES = ("onnx", "onnxscript", "onnxruntime")
 
