@@ -22,6 +22,9 @@ from students.reparametrise import reparametrised
 from teachers.model import ModelConfig
 
 PUBLISHED = {"decoder": "gazelle", "dim": 256, "layers": 3, "attention_heads": 8}  # Gaze-LLE's size
+# The first calls after another session's are slower than those that follow, and most so with the quicker decoder: of lite0_query after
+# 50 ms, the first took 1.7 times as long as the sixth, the second 1.1 times, the third as long; of its gazelle 1.2, 1.02 and 1.02.
+UNTIMED = 2
 MODULES = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -88,12 +91,10 @@ def onnx_call(config: ModelConfig, folder: Path, threads: int) -> Callable[[int]
 
 
 def time_students(configs: Mapping[str, ModelConfig], folder: Path, *, people: Sequence[int], rounds: int, threads: int) -> dict[str, PeopleTimes]:
-    """Time every student with every number of people, in turn."""
-    calls: dict[str, Callable[[], Any]] = {}
-    for name, config in configs.items():
-        call = onnx_call(config, folder, threads)
-        calls |= {f"{name} {count}": partial(call, count) for count in people}
-    times = time_each(calls, rounds=rounds, settle=True)
+    """Time every student with every number of people, in turn; those that are compared are neighbours."""
+    opened = {name: onnx_call(config, folder, threads) for name, config in configs.items()}
+    calls: dict[str, Callable[[], Any]] = {f"{name} {count}": partial(call, count) for count in people for name, call in opened.items()}
+    times = time_each(calls, rounds=rounds, settle=UNTIMED)
     return {name: PeopleTimes({count: times[f"{name} {count}"].wall for count in people}) for name in configs}
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from students.errors import ExportError
 from students.export_description import describe, refuse_strangers, write_json
 from students.export_timing import BareOnnx, compared_with_float32
+from students.lean_graph import make_lean, translations
 from students.onnx_precision import PARTS, to_float16, to_int8
 from students.onnx_runtime import OnnxGaze, description_path, export_entries
 from students.parity import TOLERANCES, Parity, SceneBatch, Scorer, Tolerance, compare
@@ -298,10 +299,11 @@ def trace(student: GazeModel, path: Path) -> None:
         program = torch.onnx.export(
             Graph(student).eval(), (images, boxes, image_index), dynamo=True, verbose=False, opset_version=OPSET,
             input_names=["images", "boxes", "image_index"], output_names=["heatmap", "inout"][: 1 + student.has_inout],
-            dynamic_shapes=({0: pictures}, {0: heads}, {0: heads}),
+            dynamic_shapes=({0: pictures}, {0: heads}, {0: heads}), custom_translation_table=translations(),
         )
     if program is None:
         raise ExportError("the exporter returned no graph; update torch and onnxscript")
+    make_lean(program.model)
     program.save(path, external_data=False)
 
 

@@ -95,9 +95,9 @@ class GazelleDecoder(nn.Module):
         tokens = self.transformer(tokens)
         inout = None
         if self.inout_head is not None:
-            inout = self.inout_head(tokens[:, 0])[:, 0]
+            inout = self.inout_head(tokens[:, 0]).squeeze(1)
             tokens = tokens[:, 1:]
         heatmap = self.heatmap_head(rearrange(tokens, "n (h w) c -> n c h w", h=height))
         if tuple(heatmap.shape[-2:]) != self.heatmap_size:
             heatmap = F.interpolate(heatmap, size=self.heatmap_size, mode="bilinear", align_corners=False)
-        return GazeOutput(heatmap[:, 0], inout)
+        return GazeOutput(heatmap.squeeze(1), inout)

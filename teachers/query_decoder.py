@@ -18,6 +18,7 @@ in ``docs/students.md``.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,8 +46,32 @@ def bin_weights(centre: Tensor, size: Tensor, cells: int, bins: int) -> Tensor:
     middle = (centre + size * offset).mul(cells).clamp(0.5, cells - 0.5)
     reach = (size * (cells / bins)).clamp_min(1.0)
     cell = torch.arange(cells, device=centre.device, dtype=centre.dtype) + 0.5
-    weights = (1.0 - (cell - middle[..., None]).abs() / reach[..., None]).clamp_min(0.0)
+    weights = (reach[..., None] - (cell - middle[..., None]).abs()).relu()
     return weights / weights.sum(dim=-1, keepdim=True)  # the nearest cell has a half at least
+
+
+class SceneBlock(Block):
+    """timm's block, parameters and all, on rows of cells ``[B·T,d]``; ``cells`` says how many rows an image has.
+
+    Without an axis for the image, runtimes add biases inside of the matrix products.
+    """
+
+    def forward(self, rows: Tensor, cells: int) -> Tensor:  # type: ignore[override]
+        attention: Any = self.attn
+        mixed, width = self.norm1(rows), rows.shape[1]
+        # Three products instead of one: the parts of one would have to be copied apart.
+        query, key, value = (
+            rearrange(F.linear(mixed, attention.qkv.weight[first : first + width]), "(b t) (heads c) -> b heads t c", t=cells, heads=attention.num_heads)
+            for first in (0, width, 2 * width)
+        )
+        read = rearrange(F.scaled_dot_product_attention(query, key, value), "b heads t c -> (b t) (heads c)")
+        rows = rows + self.drop(self.drop_path1, attention.proj(read), cells)
+        return rows + self.drop(self.drop_path2, self.mlp(self.norm2(rows)), cells)
+
+    @staticmethod
+    def drop(path: nn.Module, rows: Tensor, cells: int) -> Tensor:
+        """Stochastic depth, which is by image."""
+        return rows if isinstance(path, nn.Identity) else path(rows.unflatten(0, (-1, cells))).flatten(0, 1)
 
 
 class CrossBlock(nn.Module):
@@ -92,8 +117,8 @@ class QueryDecoder(nn.Module):
         self.grid, self.heatmap_size = grid, heatmap_size
         self.linear = nn.Conv2d(channels, dim, 1)
         self.register_buffer("pos_embed", position_encoding(dim, *grid), persistent=False)
-        self.scene = nn.Sequential(
-            *(Block(dim=dim, num_heads=attention_heads, mlp_ratio=4.0, drop_path=drop_path) for _ in range(scene_layers))
+        self.scene = nn.ModuleList(
+            SceneBlock(dim=dim, num_heads=attention_heads, mlp_ratio=4.0, drop_path=drop_path) for _ in range(scene_layers)
         )
         self.scene_norm = nn.LayerNorm(dim)
         self.region = nn.Linear(BINS * BINS * dim, dim)
@@ -118,21 +143,26 @@ class QueryDecoder(nn.Module):
         centre, size = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
         height, width = self.grid
         if height == width:  # both axes at once: half the steps, of which small students have more than their share
-            columns, rows = bin_weights(centre, size * CONTEXT, width, BINS).unbind(1)
+            columns, rows = bin_weights(centre, size * CONTEXT, width, BINS).to(cells.dtype).split(1, dim=1)
         else:
-            columns = bin_weights(centre[:, 0], size[:, 0] * CONTEXT, width, BINS)
-            rows = bin_weights(centre[:, 1], size[:, 1] * CONTEXT, height, BINS)
-        weights = (rows[:, :, None, :, None] * columns[:, None, :, None, :]).flatten(1, 2).flatten(2)
-        region = (weights.to(cells.dtype) @ cells).flatten(1)
+            columns = bin_weights(centre[:, :1], size[:, :1] * CONTEXT, width, BINS).to(cells.dtype)
+            rows = bin_weights(centre[:, 1:], size[:, 1:] * CONTEXT, height, BINS).to(cells.dtype)
+        across = columns @ cells.unflatten(1, self.grid)  # one axis after the other: [N,gh,3,d], then [N,1,3,3·d]
+        region = (rows @ across.flatten(2)[:, None]).flatten(1)
         rates = math.pi * 2.0 ** torch.arange(WAVES, device=boxes.device, dtype=boxes.dtype)
         wave = torch.cat((centre, size), dim=1)[:, :, None] * rates
         place = torch.cat((wave.sin(), wave.cos()), dim=-1).flatten(1).to(cells.dtype)
         return self.region(region) + self.place(place)
 
     def forward(self, features: Tensor, boxes: Tensor, image_index: Tensor) -> GazeOutput:
-        scene = self.linear(features) + self.pos_embed
-        scene = self.scene_norm(self.scene(rearrange(scene, "b c h w -> b (h w) c")))
-        cells = scene[image_index]
+        count = self.grid[0] * self.grid[1]
+        # The 1×1 convolution as a product whose result has the channels last, as the cells have.
+        place = self.pos_embed.flatten(1).T + self.linear.bias  # type: ignore[operator]
+        scene = features.flatten(2).transpose(1, 2) @ self.linear.weight.flatten(1).T + place
+        rows = scene.flatten(0, 1)
+        for mix in self.scene:
+            rows = mix(rows, count)
+        cells = self.scene_norm(rows).unflatten(0, (-1, count))[image_index]
         queries = self.queries(cells, boxes)
         for block in self.blocks:
             queries = block(queries, cells)
@@ -142,5 +172,5 @@ class QueryDecoder(nn.Module):
         heatmap = F.pixel_shuffle(quarters.unflatten(2, self.grid), 2)
         if tuple(heatmap.shape[-2:]) != self.heatmap_size:
             heatmap = F.interpolate(heatmap, size=self.heatmap_size, mode="bilinear", align_corners=False)
-        inout = None if self.inout_head is None else self.inout_head(queries)[:, 0]
-        return GazeOutput(heatmap[:, 0], inout)
+        inout = None if self.inout_head is None else self.inout_head(queries).squeeze(1)
+        return GazeOutput(heatmap.squeeze(1), inout)

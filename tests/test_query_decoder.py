@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from timm.models.vision_transformer import Block
 from torch import Tensor
 
 from schedules.stages import discover_stages
@@ -17,7 +18,7 @@ from students.catalogue import STUDENTS
 from teachers.decoder import position_encoding
 from teachers.errors import WeightsError
 from teachers.model import GazeModel, ModelConfig, parameter_count
-from teachers.query_decoder import CONTEXT, QueryDecoder, bin_weights
+from teachers.query_decoder import CONTEXT, QueryDecoder, SceneBlock, bin_weights
 
 TINY = ModelConfig(
     backbone="vit_tiny_patch16_224", input_size=(32, 48), decoder="query", dim=16, layers=2, attention_heads=2, heatmap_size=(8, 8), drop_path=0.0
@@ -229,3 +230,20 @@ def test_it_exports_with_any_number_of_people(tmp_path: Path) -> None:
         heatmap, inout = session.run(None, {"images": images.numpy(), "boxes": boxes.numpy(), "image_index": index.numpy()})
         torch.testing.assert_close(torch.from_numpy(heatmap), wanted.heatmap, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(torch.from_numpy(inout), wanted.inout, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_scene_block_is_timms(training: bool) -> None:
+    torch.manual_seed(0)
+    block = SceneBlock(dim=16, num_heads=4, drop_path=0.5).train(training)
+    tokens = torch.randn(6, 5, 16)
+    answers = []
+    for run in (lambda: Block.forward(block, tokens), lambda: block(tokens.flatten(0, 1), 5).unflatten(0, (6, 5))):
+        torch.manual_seed(1)  # the same images dropped
+        answer = run()
+        block.zero_grad()
+        answer.square().sum().backward()
+        answers.append((answer.detach(), *(parameter.grad.clone() for parameter in block.parameters() if parameter.grad is not None)))
+    assert len(answers[0]) == 1 + 11
+    for wanted, found in zip(*answers, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-5)

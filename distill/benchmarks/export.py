@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
                 calls[f"{place} {people}"] = call_of(each, 1, people)
                 calls[f"{place} {people} batch"] = call_of(each, PICTURES_AT_ONCE, people)
         say(f"timing {len(running)} models with {' and '.join(map(str, options.people))} heads, {rounds} rounds in turn")
-        times = time_each(calls, rounds=rounds, settle=True)
+        times = time_each(calls, rounds=rounds, settle=1)
         files = [place for place, each in enumerate(running) if (each.kind, each.precision) == ("onnx", "float32")]
         base = files[0] if files else 0  # the student in torch comes first
         facts = []
