@@ -122,10 +122,11 @@ def test_annotations_are_read_in_bounded_memory(tmp_path: Path, name: str, most:
 
 def test_bench_readers(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ROWS, "gazefollow", 2000)
+    monkeypatch.setitem(ROWS, "gazefollow-json", 3000)
     monkeypatch.setitem(ROWS, "vat", 2000)
     monkeypatch.setitem(ROWS, "childplay", 6000)
     assert main(["bench", "readers", "--quick", "--repeats", "1", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)["readers"]
-    assert {name: entry["rows"] for name, entry in facts.items()} == {"gazefollow": 200, "vat": 200, "childplay": 600}
+    assert {name: entry["rows"] for name, entry in facts.items()} == {"gazefollow": 200, "gazefollow-json": 300, "vat": 200, "childplay": 600}
     assert facts["gazefollow"]["bar_s"] == 0.3 and facts["childplay"]["bar_s"] is None
     assert main(["bench", "readers", "--repeats", "0"]) == 2
