@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from distill import throughput
 from distill.benchmarks import decoders
 from distill.cli import main
 from distill.decoder_speed import PeopleTimes, ratio, with_published_decoder
@@ -23,6 +24,28 @@ def test_further_people_and_ratios_from_rounds() -> None:
     assert slow.ms(1) == pytest.approx(20) and slow.further == pytest.approx(10) and quick.further == 0
     assert slow.facts()["further_share"] == 0.5
     assert ratio(slow, quick, 1) == pytest.approx((4, 3, 5))
+
+
+def test_a_rest_ends_when_the_threads_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+
+    class Clock:
+        """Threads that use processor time for the first ``busy`` sleeps."""
+
+        busy = 3
+        sleep = staticmethod(slept.append)
+
+        @classmethod
+        def process_time(cls) -> float:
+            return 0.01 * min(len(slept), cls.busy)
+
+    monkeypatch.setattr(throughput, "time", Clock)
+    throughput.rest()
+    assert slept == [throughput.REST] * 4
+    slept.clear()
+    Clock.busy = 1000
+    throughput.rest()
+    assert sum(slept) == pytest.approx(throughput.LONGEST_REST)
 
 
 def test_only_the_decoder_differs() -> None:
