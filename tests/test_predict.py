@@ -309,6 +309,23 @@ def test_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert answered(out)[0]["model"] == "tiny"
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_a_picture_of_one_pixel(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All of it as the box: an answer; in pixels, where 0 to 1 is nearly always a mistake, the line that says what to write."""
+    Image.new("RGB", (1, 1), "red").save(tmp_path / "dot.png")
+    arguments = ["predict", str(run), str(tmp_path / "dot.png"), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    heads = tmp_path / "heads.csv"
+    heads.write_text(f"{HEADER}\ndot.png,,0,0,1,1\n")
+    assert main(arguments) == 2
+    assert "or its sides are one pixel, name the columns xmin_norm,ymin_norm,xmax_norm,ymax_norm" in capsys.readouterr().err
+    heads.write_text("image,person,xmin_norm,ymin_norm,xmax_norm,ymax_norm\ndot.png,,0,0,1,1\n")
+    assert main(arguments) == 0
+    (line,) = answered(tmp_path / "out")
+    assert line["box"] == [0, 0, 1, 1] and all(0 <= value < 1 for value in line["point"]) and 0 < line["peak"] < 1 and 0 < line["inout"] < 1
+    with Image.open(tmp_path / "out" / "dot_gaze.png") as drawn:
+        drawn.load()
+
+
 @pytest.mark.skipif(not FRAMES.is_dir(), reason=f"{FRAMES} is not here")
 def test_real_frames(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [str(FRAMES / name) for name in ("00002575.jpg", "00002675.jpg")]

@@ -138,7 +138,7 @@ def checked_file(options: argparse.Namespace, out: Path | None) -> Exported:
             done += count
             if done > total:
                 stack.close()
-                say("refused; once more with less of it in int8")
+                say(f"refused; once more with less of it in {options.precision}")
                 bar, done = None, count
             if bar is None:
                 bar = stack.enter_context(progress("Comparing", total=total, unit="pictures"))
