@@ -55,6 +55,7 @@ class View:
         height, width = picture.shape[:2]
         x0, x1 = round(self.left * width), round(self.right * width)
         y0, y1 = round(self.top * height), round(self.bottom * height)
+        # A copy: what was decoded may be read-only memory, which one pixel would share.
         crop = torch.from_numpy(np.array(picture[y0:y1, x0:x1].transpose(2, 0, 1), order="C"))
         image = crop.float().div_(255.0)
         if tuple(image.shape[1:]) != size:
