@@ -14,6 +14,7 @@ from torch import Tensor
 
 from distill.cli import main
 from distill.errors import ConfigurationError, HeadsError, MetricError, PictureError
+from distill.pictures import load_picture
 from distill.predicting import load_gaze, overlay_names, predict
 from distill.scenes import Scene
 from distill.subjects import Subjects, find_heads_file, gather, given_pictures
@@ -127,6 +128,17 @@ def test_a_photograph_held_sideways(tmp_path: Path) -> None:
     assert line["point"] == pytest.approx([6, 5 / 6 * 64], abs=1e-3)
     with Image.open(tmp_path / "out" / "a_gaze.png") as drawn:
         assert drawn.size == (48, 64)
+
+
+def test_grey_pictures_of_more_than_eight_bits(tmp_path: Path) -> None:
+    """16 bits are the upper eight; 32 bits have no agreed range, and are not guessed at."""
+    grey = np.arange(0, 240, 10, dtype=np.uint8).reshape(4, 6)
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(load_picture(tmp_path / "deep.png", exif=True), np.repeat(grey[..., None], 3, axis=2))
+    for values in (grey.astype(np.int32) * 257, grey.astype(np.float32) / 255):
+        Image.fromarray(values).save(tmp_path / "deeper.tif")
+        with pytest.raises(PictureError, match=r"deeper\.tif cannot be decoded \(its values have 32 bits"):
+            load_picture(tmp_path / "deeper.tif")
 
 
 def test_boxes_are_put_right_with_a_finding(tmp_path: Path) -> None:
