@@ -16,13 +16,15 @@ Export a run's student in every format and precision that is installed here, eac
 of each in turn in every round. The picture has the input size, so decoding and resizing cost nothing. Further ONNX gaze models given by
 path are timed and scored on the same scenes (docs/black-box-teachers.md: how they are understood). LiteRT and Core ML files have places
 for five people in a call, so one person costs what five do; Core ML runs on macOS alone, LiteRT's converter has its own environment.
-Pictures a second are those of one call with four pictures. Memory is what a process of its own grows by. A file that its gate withholds
-has its reason instead of figures.
+The lines below the table say what its columns are. A file that its gate withholds, or that cannot be made or run here, is named there with
+the reason.
 """
 EPILOG = """\
 examples:
   distill bench export runs/demo
   distill bench export runs/demo other_model.onnx --people 1,5,20
+  distill bench export runs/demo --converter-python litert/bin/python        LiteRT too
+  distill bench export runs/demo --data gazefollow:/moved/here --split val
   distill bench export runs/demo --quick --json
 """
 KINDS = (

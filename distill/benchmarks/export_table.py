@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.box import SIMPLE
 from rich.table import Table
+from rich.text import Text
 
 from distill.benchmarks.export_figures import PICTURES_AT_ONCE
 
@@ -24,16 +25,17 @@ def show(about: Mapping[str, Any], facts: Sequence[Mapping[str, Any]], withheld:
     from distill.console import print_result
 
     print_result(figures(about, facts))
+    print_result("")
     for line in legend(about):
         print_result(line)
     for entry in together(withheld):
-        print_result(f"not here: {entry}")
+        print_result(f"not in the table: {entry}")
 
 
 def figures(about: Mapping[str, Any], facts: Sequence[Mapping[str, Any]]) -> Table:
     """The table; a line for each of ``facts``, which come file by file."""
     title = f"{about['run']}: {about['threads']} threads, {about['rounds']} rounds in turn, load {about['load']}"
-    result = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE, padding=(0, 0), show_edge=False, pad_edge=False)
+    result = Table(title=Text(title), title_justify="left", header_style="bold", box=SIMPLE, padding=(0, 0), show_edge=False, pad_edge=False)
     result.add_column("file", overflow="fold")
     for name in ("heads", *(column[0] for column in (*FILE, *CALL, *JUDGED))):
         result.add_column(name, justify="right", overflow="fold")
@@ -42,10 +44,11 @@ def figures(about: Mapping[str, Any], facts: Sequence[Mapping[str, Any]]) -> Tab
         own = (fact["model"], fact["format"], fact["precision"])
         once = own != before
         before = own
-        result.add_row(
+        cells = (
             _name(fact) if once else "", str(fact["people"]), *(_figure(fact, key, form) if once else "" for _, key, form in FILE),
             *(_figure(fact, key, form) for _, key, form in CALL), *(_figure(fact, key, form) if once else "" for _, key, form in JUDGED),
         )
+        result.add_row(*map(Text, cells))  # names of files hold brackets, which rich would take for styles
     return result
 
 
