@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from distill.metrics import GazeMetrics, HeadRows, HeadTruth, MetricAccumulator
-from distill.pictures import load_picture
 from distill.scenes import OUT, Scene
-from distill.source import refuse_outside
+from distill.source import opened
 from distill.views import IDENTITY
 from teachers.contract import GazeOutput
 
@@ -51,10 +50,7 @@ class SceneAnswer:
 
 
 def _opened(scene: Scene, size: tuple[int, int], exif: bool) -> tuple[Scene, Tensor]:
-    picture = load_picture(scene.picture, exif=exif)
-    height, width = picture.shape[:2]
-    flat = scene.normalised(width, height)
-    refuse_outside(scene, flat)
+    picture, flat = opened(scene, exif=exif)
     return flat, IDENTITY.picture(picture, size)
 
 

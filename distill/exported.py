@@ -13,9 +13,8 @@ import numpy as np
 from distill.errors import ConfigurationError
 from distill.evaluation import SceneAnswer
 from distill.exporting import require_extra
-from distill.pictures import load_picture
 from distill.scenes import Scene
-from distill.source import refuse_outside
+from distill.source import opened
 from distill.views import IDENTITY
 from students.onnx_runtime import SUFFIXES, ExportedGaze, OnnxGaze
 
@@ -35,12 +34,12 @@ class SceneAnswers(ExportedGaze):
         """One answer a scene, in order; pictures are decoded ahead. A picture is a call: their sizes differ."""
         with ThreadPoolExecutor(workers, thread_name_prefix="exported") as pool:
             upcoming = iter(scenes)
-            waiting: deque[Future[tuple[Scene, np.ndarray]]] = deque()
+            waiting: deque[Future[tuple[np.ndarray, Scene]]] = deque()
             try:
-                waiting.extend(pool.submit(_opened, scene, exif) for scene in islice(upcoming, 2 * batch_size))
+                waiting.extend(pool.submit(opened, scene, exif=exif) for scene in islice(upcoming, 2 * batch_size))
                 while waiting:
-                    flat, picture = waiting.popleft().result()
-                    waiting.extend(pool.submit(_opened, scene, exif) for scene in islice(upcoming, 1))
+                    picture, flat = waiting.popleft().result()
+                    waiting.extend(pool.submit(opened, scene, exif=exif) for scene in islice(upcoming, 1))
                     yield self._answer(flat, picture)
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
@@ -94,10 +93,3 @@ def open_exported(path: Path, device: str = "auto") -> SceneAnswers:
     if device not in ("auto", "cpu"):
         raise ConfigurationError(f"an exported file runs on the CPU, not on {device}; leave --device out, or give the run")
     return ExportedFile(path) if format_ == "onnx" else OtherFile(path)
-
-
-def _opened(scene: Scene, exif: bool) -> tuple[Scene, np.ndarray]:
-    picture = load_picture(scene.picture, exif=exif)
-    flat = scene.normalised(picture.shape[1], picture.shape[0])
-    refuse_outside(scene, flat)
-    return flat, picture

@@ -94,7 +94,8 @@ def export_run(
 ) -> Exported:
     """Export the student of ``run``, by default as ``exports/student.onnx`` in the run's directory.
 
-    ``begin(n)`` is called with the number of scenes before the graph is traced, ``advance(n)`` when n of them were compared;
+    ``begin(n)`` is called with the number of scenes before the graph is traced, and only if nothing is refused before then; ``advance(n)``
+    when n of them were compared;
     ``converter`` is the Python that has LiteRT's converter.
     Raises :class:`MissingExtraError`, :class:`ConfigurationError`, :class:`DataError` and
     :class:`students.errors.ExportError`; what was exported before then stays as it is.
@@ -111,8 +112,6 @@ def export_run(
     allowed = tolerance_of(wanted.precision, tolerance or {})
     model, description = load_model(student_directory(run))
     gate = gate_of(run, scenes, data=data, split=split)
-    if begin is not None:
-        begin(len(gate.shown))
     facts = description.get("facts", {})
     recorded: dict[str, Any] = {
         "run": facts.get("run"),
@@ -129,5 +128,5 @@ def export_run(
         name=description["name"], weights_digest=description["weights_digest"], wanted=wanted,
         calibration=GateScenes(gate.calibration, model.input_size, policy=gate.policy, exif=gate.exif),
         scorer=lambda: GateScorer(gate.protocol), facts=recorded, tolerance=allowed,
-        converter=converter,
+        converter=converter, begin=None if begin is None else lambda: begin(len(gate.shown)),
     )

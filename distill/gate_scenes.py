@@ -15,9 +15,8 @@ import torch
 from distill.errors import ConfigurationError, DataError
 from distill.evaluation import protocol_of, truths
 from distill.metrics import MetricAccumulator, Protocol
-from distill.pictures import load_picture
 from distill.scenes import Scene, SceneSet
-from distill.source import refuse_outside
+from distill.source import opened
 from distill.views import IDENTITY, View, ViewPolicy
 from students.parity import SceneBatch
 
@@ -74,9 +73,7 @@ class GateScenes:
                 self.advance(len(chosen))
 
     def _seen(self, shown: Shown) -> tuple[np.ndarray, Scene]:
-        picture = load_picture(shown.scene.picture, exif=self.exif)
-        flat = shown.scene.normalised(picture.shape[1], picture.shape[0])
-        refuse_outside(shown.scene, flat)
+        picture, flat = opened(shown.scene, exif=self.exif)
         return (picture, flat) if shown.view == 0 else viewed(picture, flat, self.policy.view(flat, shown.view))
 
 

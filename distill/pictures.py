@@ -36,18 +36,28 @@ def decode(data: bytes, path: Path, *, exif: bool = False) -> np.ndarray:
         with Image.open(io.BytesIO(data)) as picture:
             if exif:
                 ImageOps.exif_transpose(picture, in_place=True)
-            if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+            shown = _eight_bits(picture)
+            if shown.mode in ("RGBA", "LA", "PA") or "transparency" in shown.info:
                 # A transparent picture is seen on white, as every viewer shows it.
-                layer = picture.convert("RGBA")
+                layer = shown.convert("RGBA")
                 ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-                return np.asarray(Image.alpha_composite(ground, layer).convert("RGB"))
+                return np.array(Image.alpha_composite(ground, layer).convert("RGB"))
             # Its own memory, which may be written to as torch wants it; converting what is RGB already would copy once more.
-            return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
+            return np.array(shown if shown.mode == "RGB" else shown.convert("RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise PictureError(
             f"picture {path} cannot be decoded ({_reason(error)}); replace the file, or leave it out with `distill cache build --on-error skip` or "
             "`distill predict --on-error skip`"
         ) from None
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Grey of 16 bits as 8: Pillow's own conversion cuts off at 255, which turns nearly all of it white. ``ValueError`` for 32 bits."""
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG"):  # older Pillows read PNG as "I"
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise ValueError("its values have 32 bits and no agreed range, save it with 8 or 16")
+    return picture
 
 
 def load_picture(path: Path, *, exif: bool = False) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distill.errors import DataError
-from distill.pictures import decode, digest_bytes, read_bytes
+from distill.pictures import decode, digest_bytes, load_picture, read_bytes
 from distill.scenes import Scene, SceneSet
 from distill.views import ViewPolicy
 from teachers.contract import SceneViews
@@ -59,6 +59,17 @@ def refuse_outside(scene: Scene, flat: Scene) -> None:
                 f"scene {scene.key}: head {head.person or number} with box {box} lies outside its picture {scene.picture} ({flat.size[0]} x "
                 f"{flat.size[1]} pixels); correct or delete its line (`distill cache build --on-error skip` leaves such scenes out of a cache)"
             )
+
+
+def opened(scene: Scene, *, exif: bool) -> tuple[np.ndarray, Scene]:
+    """The picture of ``scene``, ``[h,w,3]`` uint8 RGB, and the scene in [0,1] of it. ``exif``: turned upright (:func:`distill.pictures.decode`).
+
+    Raises :class:`PictureError` for a picture that cannot be decoded, :class:`DataError` for a head wholly outside it.
+    """
+    picture = load_picture(scene.picture, exif=exif)
+    flat = scene.normalised(picture.shape[1], picture.shape[0])
+    refuse_outside(scene, flat)
+    return picture, flat
 
 
 class SceneSource:

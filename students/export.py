@@ -73,14 +73,15 @@ def export_student(
     facts: Mapping[str, Any] | None = None,
     tolerance: Tolerance | None = None,
     converter: str | None = None,
+    begin: Callable[[], None] | None = None,
 ) -> Exported:
     """Write ``model`` to ``path`` and its description to the JSON beside it, if the two agree on ``scenes``.
 
     ``scenes`` and ``calibration`` (int8 only: training views) are gone through more than once. ``scorer`` makes what measures AUC and
     avg L2; int8 is judged by them. ``name`` and ``weights_digest`` say what was exported; ``facts`` are further entries of
-    the JSON (``metrics``, ``lineage``, ...); ``converter`` is the Python that has LiteRT's. What was at ``path`` before stays until the new
-    file has passed. A Core ML package is compared on macOS only; elsewhere its structure is checked and the JSON says so under ``gate``.
-
+    the JSON (``metrics``, ``lineage``, ...); ``converter`` is the Python that has LiteRT's. ``begin()`` is called when nothing is left that
+    can be refused beforehand. What was at ``path`` before stays until the new file has passed. A Core ML package is compared on macOS
+    only; elsewhere its structure is checked and the JSON says so under ``gate``.
     Raises :class:`ExportError` when the file differs from the student by more than ``tolerance`` (by default the precision's own; the
     scenes that differ most are named), and ``ImportError`` where an exporter or a runtime is not installed.
     """
@@ -98,6 +99,8 @@ def export_student(
     # A copy: the caller's model keeps its device, precision and training mode.
     student = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if begin is not None:
+        begin()
     workshop = Path(tempfile.mkdtemp(prefix=f".{path.stem}.", dir=path.parent))
     try:
         fresh = workshop / "file" / path.name

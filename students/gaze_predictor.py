@@ -64,7 +64,16 @@ class GazePredictor:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's own classes, which derive from nothing narrower
+            raise ValueError(f"ONNX Runtime cannot open {path} ({' '.join(str(error).split())[:160]}); export it again") from None
+        takes, gives = ([entry.name for entry in entries] for entries in (self._session.get_inputs(), self._session.get_outputs()))
+        if len(self._inputs) != 3 or set(takes) != set(self._inputs) or not self._outputs or not set(self._outputs) <= set(gives):
+            raise ValueError(
+                f"{path} takes {', '.join(takes)} and gives {', '.join(gives)}, {beside.name} says {', '.join(self._inputs)} and "
+                f"{', '.join(self._outputs)}; give a file that `distill export` wrote"
+            )
 
     def __call__(
         self, image: str | Path | Image.Image | np.ndarray, boxes: Sequence[Sequence[float]] | np.ndarray, *, normalised: bool = False
@@ -110,6 +119,8 @@ def _rgb(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
         if image.dtype != np.uint8 or image.size == 0 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))):
             raise ValueError(f"an array of {image.dtype} {list(image.shape)} is no picture; give uint8 [h,w], [h,w,3] or [h,w,4]")
         image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
+    elif not isinstance(image, (Image.Image, str, Path)):
+        raise ValueError(f"a {type(image).__name__} is no picture; give a file's path, a Pillow image or an array of uint8")
     elif not isinstance(image, Image.Image):
         try:
             with Image.open(image) as opened:
@@ -119,11 +130,20 @@ def _rgb(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
             raise ValueError(f"picture {image} does not exist; check the path") from None
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(f"picture {image} cannot be decoded ({error}); give another file") from None
-    upright = ImageOps.exif_transpose(image)
+    upright = _eight_bits(ImageOps.exif_transpose(image), image.format)
     if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
         layer = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", layer.size, (255, 255, 255, 255)), layer)
     return np.ascontiguousarray(np.asarray(upright.convert("RGB")))
+
+
+def _eight_bits(picture: Image.Image, form: str | None) -> Image.Image:
+    """Grey of 16 bits as 8: Pillow's own conversion cuts off at 255, which turns nearly all of it white."""
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and form == "PNG"):  # older Pillows read PNG as "I"
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise ValueError("a picture whose values have 32 bits has no agreed range; save it with 8 or 16 bits")
+    return picture
 
 
 def _clipped(boxes: Sequence[Sequence[float]] | np.ndarray, scale: np.ndarray) -> np.ndarray:

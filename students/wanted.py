@@ -19,6 +19,14 @@ OF_FORMAT: Mapping[str, tuple[str, ...]] = {
 # Runtimes that want every size known: a call is one picture with this many people, and more people are more calls.
 COUNTED = ("litert", "coreml")
 PEOPLE = 5
+# Why a format lacks a precision, and what to write instead.
+LACKS: Mapping[tuple[str, str], str] = {
+    ("litert", "int8"): "the quantiser's calibrated recipe makes inputs and outputs int8 as well, boxes included; use --precision float16, or "
+    "--format onnx or openvino for int8",
+    ("coreml", "int8"): "a Core ML file runs on macOS alone, where its ranges would have to be judged; use --precision float16",
+    ("torch", "float16"): "a program keeps the student's own numbers; use --format onnx or openvino",
+    ("torch", "int8"): "a program keeps the student's own numbers; use --format onnx or openvino",
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class Wanted:
             raise ExportError(f"precision {self.precision!r} is not known; there are {', '.join(PRECISIONS)}")
         if self.precision not in OF_FORMAT[self.format]:
             raise ExportError(
-                f"format {self.format} is written as {' or '.join(OF_FORMAT[self.format])}, not as {self.precision}; use --format onnx for another precision"
+                f"format {self.format} is written as {' or '.join(OF_FORMAT[self.format])}, not as {self.precision}: {LACKS[self.format, self.precision]}"
             )
         known = PIXELS[self.format]
         if self.pixels not in ("", *known):

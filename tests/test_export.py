@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import sys
@@ -10,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -24,6 +26,7 @@ from distill.gate_scenes import GateScenes, Shown, gate_scenes
 from distill.readers import open_data
 from distill.scenes import Scene
 from distill.views import IDENTITY
+from students import export
 from students.errors import ExportError
 from students.export import Exported, export_student
 from students.onnx_runtime import OnnxGaze, file_digest, read_export
@@ -32,7 +35,7 @@ from teachers.catalogue import load_teacher
 from teachers.contract import GazeOutput
 from teachers.model import GazeModel
 from teachers.onnx_teacher import OnnxTeacher
-from tests.export_world import CONFIG, already_traced, tiny_export, tiny_model, tiny_run
+from tests.export_world import CONFIG, already_traced, core_graph, tiny_export, tiny_model, tiny_run
 from tests.fixtures import write_folder
 
 
@@ -296,6 +299,35 @@ def test_a_file_that_differs_is_withheld(tmp_path: Path, model: GazeModel, run: 
         export_student(other, path, shown(scenes), name="x", weights_digest="0")
     assert [entry.name for entry in tmp_path.iterdir()] == ["student.onnx"]
     assert path.read_bytes() == b"before"
+
+
+def test_branches_are_merged_for_the_file_and_not_for_the_gate(tmp_path: Path, model: GazeModel, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is traced is the merged copy; what its file is compared with is the student itself, so a merge that went wrong is found."""
+    scenes, traced_models = shown(gate_scenes(run, 2).scenes), []
+
+    def merge(student: GazeModel) -> GazeModel:
+        broken = copy.deepcopy(student)
+        with torch.no_grad():
+            broken.decoder.heatmap_head[1].weight.mul_(1.5)
+        return broken
+
+    def traced_as(answers: Path) -> None:
+        monkeypatch.setattr(export, "trace", lambda student, path: (traced_models.append(student), shutil.copyfile(answers, path)))
+
+    monkeypatch.setattr(export, "has_branches", lambda student: True)
+    monkeypatch.setattr(export, "reparametrised", merge)
+    traced_as(core_graph())
+    export_student(model, tmp_path / "a.onnx", scenes, name="x", weights_digest="0")
+    weights = traced_models[0].decoder.heatmap_head[1].weight
+    torch.testing.assert_close(weights, 1.5 * model.decoder.heatmap_head[1].weight)
+    graph = onnx.load(core_graph())
+    (changed,) = [tensor for tensor in graph.graph.initializer if tensor.name.endswith("heatmap_head.1.weight")]
+    changed.CopyFrom(onnx.numpy_helper.from_array(1.5 * onnx.numpy_helper.to_array(changed), changed.name))
+    onnx.save(graph, tmp_path / "merged.onnx")
+    traced_as(tmp_path / "merged.onnx")
+    with pytest.raises(ExportError, match=r"withheld.*heatmap \|Δp\| .* > 0\.001"):
+        export_student(model, tmp_path / "b.onnx", scenes, name="x", weights_digest="0")
+    assert not (tmp_path / "b.onnx").exists()
 
 
 @pytest.mark.usefixtures("traced")

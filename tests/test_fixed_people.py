@@ -23,8 +23,9 @@ from students import coreml_runtime, export, litert_runtime
 from students.errors import ExportError
 from students.export_description import describe
 from students.fixed_people import FixedPeople, fixed_program, in_calls
+from students.onnx_precision import PRECISIONS
 from students.onnx_runtime import read_export
-from students.wanted import PEOPLE, Wanted
+from students.wanted import LACKS, OF_FORMAT, PEOPLE, Wanted
 from tests.export_world import already_traced, tiny_model, tiny_run
 
 CONVERTER = os.environ.get(litert_runtime.VARIABLE)
@@ -69,6 +70,10 @@ def test_what_may_be_wanted() -> None:
     for wrong in ({"format": "litert", "pixels": "uint8"}, {"format": "coreml", "precision": "int8"}, {"format": "litert", "precision": "int8"}, {"people": 3}, {"format": "litert", "people": -1}):
         with pytest.raises(ExportError, match=r"takes pixels float32|as float32 or float16|only litert and coreml|from 1 on"):
             Wanted(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(ExportError, match=r"not as int8: .*makes inputs and outputs int8 as well.*; use --precision float16, or --format onnx or openvino"):
+        Wanted("litert", "int8")
+    # Every precision that a format lacks says why.
+    assert set(LACKS) == {(kind, precision) for kind, there in OF_FORMAT.items() for precision in PRECISIONS if precision not in there}
 
 
 def test_a_converter_that_is_absent_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,7 +81,7 @@ def test_a_converter_that_is_absent_is_asked_for(tmp_path: Path, monkeypatch: py
     monkeypatch.delenv(litert_runtime.VARIABLE, raising=False)
     assert importlib.util.find_spec("litert_torch") is None, "its torch would be ours"
     assert main(["export", str(tiny_run()), "--format", "litert", "--out", str(tmp_path / "a.tflite")]) == 2
-    said = capsys.readouterr().err.strip().splitlines()[-1]
+    (said,) = capsys.readouterr().err.strip().splitlines()  # nothing says that it is converting
     assert "pip install litert-torch" in said and "--converter-python" in said
     with pytest.raises(ExportError, match="no Python that can be run"):
         litert_runtime.converter_python(str(tmp_path / "absent"))

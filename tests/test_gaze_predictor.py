@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -17,6 +18,7 @@ from distill.exporting import export_run
 from distill.gate_scenes import gate_scenes
 from students.export import Wanted
 from students.gaze_predictor import GazePredictor
+from students.onnx_runtime import file_digest
 from tests.export_world import already_traced, tiny_export, tiny_run
 
 
@@ -111,12 +113,22 @@ def test_kinds_of_pictures(predictor: GazePredictor, tmp_path: Path) -> None:
     (wanted,) = predictor(np.repeat(grey, 3, axis=2), box)
     for same in (grey, grey[..., 0], Image.fromarray(grey[..., 0]), Image.fromarray(grey[..., 0]).convert("RGBA")):
         np.testing.assert_array_equal(predictor(same, box)[0].heatmap, wanted.heatmap)
+    # 16 bits, from memory and from a file: the upper eight. 32 bits have no agreed range.
+    deep = Image.fromarray(grey[..., 0].astype(np.uint16) * 257)
+    deep.save(tmp_path / "deep.png")
+    for same in (deep, tmp_path / "deep.png"):
+        np.testing.assert_array_equal(predictor(same, box)[0].heatmap, wanted.heatmap)
+    for mode in ("I", "F"):
+        with pytest.raises(ValueError, match="32 bits"):
+            predictor(Image.fromarray(grey[..., 0]).convert(mode), box)
     # What is transparent is seen on white.
     clear = np.concatenate((noise(), np.zeros((40, 60, 1), np.uint8)), axis=2)
     np.testing.assert_array_equal(predictor(clear, box)[0].heatmap, predictor(np.full((40, 60, 3), 255, np.uint8), box)[0].heatmap)
     for wrong in (noise().astype(np.float32), np.zeros((0, 5, 3), np.uint8), np.zeros((5, 5, 2), np.uint8)):
         with pytest.raises(ValueError, match="is no picture"):
             predictor(wrong, box)
+    with pytest.raises(ValueError, match="a NoneType is no picture"):
+        predictor(None, box)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="does not exist"):
         predictor(tmp_path / "absent.jpg", box)
     (tmp_path / "text.jpg").write_text("no picture")
@@ -144,6 +156,19 @@ def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
     (tmp_path / "student.json").write_text("{}")
     with pytest.raises(ValueError, match="does not describe"):
         GazePredictor(tmp_path / "student.onnx")
+    described = json.loads(tiny_export().path.with_suffix(".json").read_text())
+    given = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    foreign = onnx.helper.make_model(
+        onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "g", [given], [onnx.helper.make_empty_tensor_value_info("y")]),
+        opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10,
+    )
+    for data, message in ((b"no graph", "ONNX Runtime cannot open"), (foreign.SerializeToString(), r"takes x and gives y, student\.json says pictures")):
+        (tmp_path / "student.onnx").write_bytes(data)
+        (tmp_path / "student.json").write_text(json.dumps({**described, "digest": file_digest(tmp_path / "student.onnx")}))
+        with pytest.raises(ValueError, match=message) as caught:
+            GazePredictor(tmp_path / "student.onnx")
+        assert "\n" not in str(caught.value)
+    shutil.copyfile(tiny_export().path, tmp_path / "student.onnx")
     shutil.copyfile(tiny_export().path.with_suffix(".json"), tmp_path / "student.json")
     with (tmp_path / "student.onnx").open("ab") as file:
         file.write(b"more")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from distill.cli import main
 from distill.errors import ConfigurationError, HeadsError, MetricError, PictureError
+from distill.pictures import load_picture
 from distill.predicting import load_gaze, overlay_names, predict
 from distill.scenes import Scene
 from distill.subjects import Subjects, find_heads_file, gather, given_pictures
@@ -127,6 +128,17 @@ def test_a_photograph_held_sideways(tmp_path: Path) -> None:
     assert line["point"] == pytest.approx([6, 5 / 6 * 64], abs=1e-3)
     with Image.open(tmp_path / "out" / "a_gaze.png") as drawn:
         assert drawn.size == (48, 64)
+
+
+def test_grey_pictures_of_more_than_eight_bits(tmp_path: Path) -> None:
+    """16 bits are the upper eight; 32 bits have no agreed range, and are not guessed at."""
+    grey = np.arange(0, 240, 10, dtype=np.uint8).reshape(4, 6)
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(load_picture(tmp_path / "deep.png", exif=True), np.repeat(grey[..., None], 3, axis=2))
+    for values in (grey.astype(np.int32) * 257, grey.astype(np.float32) / 255):
+        Image.fromarray(values).save(tmp_path / "deeper.tif")
+        with pytest.raises(PictureError, match=r"deeper\.tif cannot be decoded \(its values have 32 bits"):
+            load_picture(tmp_path / "deeper.tif")
 
 
 def test_boxes_are_put_right_with_a_finding(tmp_path: Path) -> None:
@@ -307,6 +319,23 @@ def test_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert main(["predict", "no-such", str(folder), "--out", str(out)]) == 2
     assert "unknown model" in capsys.readouterr().err
     assert answered(out)[0]["model"] == "tiny"
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_a_picture_of_one_pixel(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All of it as the box: an answer; in pixels, where 0 to 1 is nearly always a mistake, the line that says what to write."""
+    Image.new("RGB", (1, 1), "red").save(tmp_path / "dot.png")
+    arguments = ["predict", str(run), str(tmp_path / "dot.png"), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    heads = tmp_path / "heads.csv"
+    heads.write_text(f"{HEADER}\ndot.png,,0,0,1,1\n")
+    assert main(arguments) == 2
+    assert "or its sides are one pixel, name the columns xmin_norm,ymin_norm,xmax_norm,ymax_norm" in capsys.readouterr().err
+    heads.write_text("image,person,xmin_norm,ymin_norm,xmax_norm,ymax_norm\ndot.png,,0,0,1,1\n")
+    assert main(arguments) == 0
+    (line,) = answered(tmp_path / "out")
+    assert line["box"] == [0, 0, 1, 1] and all(0 <= value < 1 for value in line["point"]) and 0 < line["peak"] < 1 and 0 < line["inout"] < 1
+    with Image.open(tmp_path / "out" / "dot_gaze.png") as drawn:
+        drawn.load()
 
 
 @pytest.mark.skipif(not FRAMES.is_dir(), reason=f"{FRAMES} is not here")

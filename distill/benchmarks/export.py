@@ -16,13 +16,15 @@ Export a run's student in every format and precision that is installed here, eac
 of each in turn in every round. The picture has the input size, so decoding and resizing cost nothing. Further ONNX gaze models given by
 path are timed and scored on the same scenes (docs/black-box-teachers.md: how they are understood). LiteRT and Core ML files have places
 for five people in a call, so one person costs what five do; Core ML runs on macOS alone, LiteRT's converter has its own environment.
-Pictures a second are those of one call with four pictures. Memory is what a process of its own grows by. A file that its gate withholds
-has its reason instead of figures.
+The lines below the table say what its columns are. A file that its gate withholds, or that cannot be made or run here, is named there with
+the reason.
 """
 EPILOG = """\
 examples:
   distill bench export runs/demo
   distill bench export runs/demo other_model.onnx --people 1,5,20
+  distill bench export runs/demo --converter-python litert/bin/python        LiteRT too
+  distill bench export runs/demo --data gazefollow:/moved/here --split val
   distill bench export runs/demo --quick --json
 """
 KINDS = (
@@ -30,11 +32,6 @@ KINDS = (
     ("openvino", "float32"), ("openvino", "float16"), ("openvino", "int8"), ("litert", "float32"), ("litert", "float16"),
     ("coreml", "float32"), ("coreml", "float16"),
 )
-SHOWN = (
-    ("mb", "{:.2f}"), ("median_ms", "{:.1f}"), ("p95_ms", "{:.1f}"), ("cpu_ms", "{:.1f}"), ("speed_over_base", "{:.2f}"), ("pictures_per_s", "{:.1f}"),
-    ("peak_mb", "{:.0f}"),
-)
-JUDGED = (("auc", "{:.4f}"), ("avg_l2", "{:.4f}"), ("mean_shift", "{:.3f}"), ("flips", "{:.3f}"))
 
 
 def register(actions: Any) -> None:
@@ -70,7 +67,8 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from distill.benchmarks.export_figures import PICTURES_AT_ONCE, call_of, peak_megabytes, spread
-    from distill.console import print_json, print_result, say, table
+    from distill.benchmarks.export_table import show
+    from distill.console import print_json, say
     from distill.errors import ConfigurationError
     from distill.exporting import require_extra
     from distill.throughput import time_each
@@ -102,26 +100,16 @@ def run(options: argparse.Namespace) -> int:
                     "pictures_per_s": round(PICTURES_AT_ONCE / statistics.median(batch.wall), 2),
                     "peak_mb": round(peak_megabytes(each, people), 1), **each.metrics,
                 })
-    about = {
-        "run": str(options.run_dir), "threads": torch.get_num_threads(), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2), "rounds": rounds,
+    about: dict[str, Any] = {
+        "run": str(options.run_dir), "pictures": scenes, "threads": torch.get_num_threads(), "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2), "rounds": rounds,
         "base": f"{running[base].kind} {running[base].precision}",
     }
     withheld = [{"format": each.kind, "precision": each.precision, "reason": each.withheld} for each in contenders if each.withheld]
     if options.json:
         print_json({**about, "rows": facts, "withheld": withheld})
         return 0
-    rows = [
-        [
-            f"{fact['model']} {fact['format']} {fact['precision']}", str(fact["people"]),
-            *(form.format(fact[key]) for key, form in SHOWN), *(_figure(fact.get(key), form) for key, form in JUDGED),
-        ]
-        for fact in facts
-    ]
-    title = f"{about['threads']} threads, {rounds} rounds in turn, load {about['load']}; speed over {about['base']}"
-    heading = ["model", "heads", "MB", "ms", "p95", "CPU ms", "speed", "pictures/s", "peak MB", "AUC", "avg L2", "shift", "flips"]
-    print_result(table(title, heading, rows))
-    for entry in withheld:
-        print_result(f"{entry['format']} {entry['precision']}: {entry['reason']}")
+    show(about, facts, withheld)
     return 0
 
 
@@ -131,6 +119,7 @@ def entrants(options: argparse.Namespace, folder: Path, scenes: int, say: Callab
     from distill.errors import MissingExtraError
     from distill.exporting import default_name, export_run, student_directory
     from distill.gate_scenes import gate_of
+    from students.coreml_runtime import NOT_RUN
     from students.errors import ExportError
     from students.export import can_run
     from students.wanted import Wanted
@@ -140,7 +129,11 @@ def entrants(options: argparse.Namespace, folder: Path, scenes: int, say: Callab
     found: list[Contender] = []
     for kind, precision in KINDS:
         wanted = Wanted(kind, precision)
-        if (options.quick and kind != "onnx") or not can_run(wanted):
+        if options.quick and kind != "onnx":
+            continue
+        if not can_run(wanted):
+            why = f"{NOT_RUN}; `distill export --format {kind}` converts it all the same"
+            found.append(Contender("student", kind, precision, withheld=why))
             continue
         say(f"exporting {kind} {precision}")
         try:
@@ -177,10 +170,6 @@ def score(path: Path, gate: Gate) -> dict[str, float | None]:
             answer = model(batch.images, batch.boxes, batch.image_index)
             scorer.add(batch, answer.heatmap.numpy(), None if answer.inout is None else answer.inout.numpy())
     return dict(scorer.result())
-
-
-def _figure(value: float | None, form: str) -> str:
-    return "n/a" if value is None else form.format(value)
 
 
 def _counts(text: str) -> tuple[int, ...]:

@@ -138,7 +138,7 @@ def checked_file(options: argparse.Namespace, out: Path | None) -> Exported:
             done += count
             if done > total:
                 stack.close()
-                say("refused; once more with less of it in int8")
+                say(f"refused; once more with less of it in {options.precision}")
                 bar, done = None, count
             if bar is None:
                 bar = stack.enter_context(progress("Comparing", total=total, unit="pictures"))
@@ -179,8 +179,8 @@ def show(exported: Exported) -> None:
         row("argmax equal, share of heads", parity.argmax_equal, "{:.4f}", "argmax_equal", ">="),
         row("argmax shift in cells, mean", parity.mean_argmax_shift, "{:.3f}", "mean_shift"),
         row("argmax shift in cells, largest", parity.max_argmax_shift, "{:.1f}", ""),
-        row("loss of AUC", None if loss is None else -loss, "{:+.5f}", "auc_loss"),
-        row("gain of avg L2", parity.change("avg_l2"), "{:+.5f}", "avg_l2_gain"),
+        row("loss of AUC", None if loss is None else -loss, "{:+z.5f}", "auc_loss"),
+        row("gain of avg L2", parity.change("avg_l2"), "{:+z.5f}", "avg_l2_gain"),
     ]
     title = f"{RUNTIMES[description['format']]} against the student: {parity.scenes} pictures, {parity.heads} heads"
     print_result(table(title, ["difference", "found", "allowed"], rows))

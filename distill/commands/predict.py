@@ -14,8 +14,9 @@ DESCRIPTION = """\
 Run a model on pictures or videos, and write for every person where they look. Head boxes come from a heads file; where there is none, and in
 videos always, heads are found by a detector: OpenCV's bundled face cascades, or an ONNX detector of your own (docs/web.md describes its adapter).
 
-The heads file is a CSV whose first line is image,person,xmin,ymin,xmax,ymax, boxes in pixels of the upright picture; more columns
-are allowed. Rows of pictures that were not given are ignored, with a count; a row whose picture is not on the disk is an error.
+The heads file is a CSV whose first line is image,person,xmin,ymin,xmax,ymax, boxes in pixels of the upright picture, or
+image,person,xmin_norm,ymin_norm,xmax_norm,ymax_norm, boxes in [0,1] of it; more columns are allowed. COCO JSON is read as well. Rows of
+pictures that were not given are ignored, with a count; a row whose picture is not on the disk is an error.
 A picture without a row is left out, with a count.
 
 Written to --out: answers.jsonl (a line a person, in the heads file's order: box, point, in/out probability), an overlay

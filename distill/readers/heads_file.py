@@ -5,7 +5,8 @@ relative to the heads file or to a picture folder, or the bare name of a given p
 then the head's number within its picture. Boxes count the pixels of the picture held upright, as every viewer shows it.
 
 Boxes in [0,1] of the picture's sides have columns ``xmin_norm,ymin_norm,xmax_norm,ymax_norm`` instead. The unit is never
-guessed from the values; a file of pixels whose every value lies in [0,1] is refused, as it can hardly be meant.
+guessed from the values; a file of pixels whose every value lies in [0,1] is refused, as it can hardly be meant (in a
+picture of one pixel, the only one where it can, both units say the same).
 
 A file that ends in ``.json`` is read by :mod:`distill.readers.coco_heads`.
 """
@@ -59,8 +60,8 @@ def read_heads_file(file: Path, findings: Findings, category: str = "") -> list[
         raise HeadsError(f"{file}:{lines.line_num}: not comma separated text ({error}); save it as CSV") from None
     if rows and columns is COLUMNS and all(0.0 <= value <= 1.0 for row in rows.values() for value in row.box):
         raise HeadsError(
-            f"{file}: every box lies in [0,1], where {','.join(COLUMNS[2:])} are pixels; if these are fractions of the picture's sides, name "
-            f"the columns {','.join(NORMALISED[2:])}"
+            f"{file}: every box lies in [0,1], where {','.join(COLUMNS[2:])} are pixels; if these are fractions of the picture's sides, or "
+            f"its sides are one pixel, name the columns {','.join(NORMALISED[2:])}"
         )
     return list(rows.values())
 

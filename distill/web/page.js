@@ -8,6 +8,8 @@ const queue = []; // what is said to the model before it is there
 let post = (message, give) => queue.push([message, give]), lost = false, busy = false, stale = false, asked = [], askedNumber = 0, prepared = 0, ms = null, opened = 0, settled = [], telling = 0;
 
 const percent = (share) => `${Math.round(100 * share)}\u00a0%`;
+/** A model is never wholly sure: 99.6 % is not called 100. */
+const chance = (share) => (share > 0.99 ? "over 99\u00a0%" : percent(share));
 
 function say(text, wrong = false) {
   page.status.textContent = text;
@@ -144,8 +146,8 @@ function show(chosen) {
     item.classList.toggle("chosen", person === chosen);
     item.querySelector(".choose").setAttribute("aria-pressed", String(person === chosen));
     let said = "waiting for the answer";
-    if (answer && answer.inout !== null) said = answer.out ? `out of the picture, ${percent(1 - answer.inout)} sure` : `in the picture, ${percent(answer.inout)} sure`;
-    else if (answer) said = `highest probability ${percent(answer.peak)}`;
+    if (answer && answer.inout !== null) said = answer.out ? `out of the picture, ${chance(1 - answer.inout)} sure` : `in the picture, ${chance(answer.inout)} sure`;
+    else if (answer) said = `highest probability ${chance(answer.peak)}`;
     item.querySelector("span").textContent = said;
     // The bar is as long as what is said is sure, and broken like the box where that is "out".
     const sure = answer && (answer.inout === null ? answer.peak : answer.out ? 1 - answer.inout : answer.inout);

@@ -197,6 +197,10 @@ def test_numbers_are_dark_or_white_as_their_colour_asks(desk: Any) -> None:
     assert desk.evaluate("['#f0e442', '#56b4e9', '#d55e00', '#0072b2'].map(inkOn)") == ["#10141a", "#10141a", "#10141a", "#fff"]
 
 
+def test_nothing_is_called_wholly_sure(desk: Any) -> None:
+    assert desk.evaluate("[0.5, 0.987, 0.99, 0.9951, 1].map(chance)") == ["50\xa0%", "99\xa0%", "99\xa0%", "over 99\xa0%", "over 99\xa0%"]
+
+
 def test_a_hundred_people(onnx: Path, desk: Any) -> None:
     noise = np.random.default_rng(6).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     boxes = [[0.1 * (k % 10), 0.1 * (k // 10), 0.1 * (k % 10) + 0.08, 0.1 * (k // 10) + 0.08] for k in range(100)]
