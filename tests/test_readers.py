@@ -337,7 +337,7 @@ def test_digest_follows_the_annotations(tmp_path: Path) -> None:
 def test_preprocessed_heads_without_a_point_and_pictures_without_heads_are_named(tmp_path: Path) -> None:
     file = write_gazefollow_json(tmp_path) / "train_preprocessed.json"
     entries = json.loads(file.read_text())
-    entries[0]["heads"][0] |= dict.fromkeys(("gazex", "gazey", "gazex_norm", "gazey_norm"), [])
+    entries[0]["heads"][0] |= {name: [] for name in ("gazex", "gazey", "gazex_norm", "gazey_norm")}
     entries[2] |= {"heads": [], "num_heads": 0}
     file.write_text(json.dumps(entries))
     found = {finding.name: (finding.count, finding.action) for finding in open_data(tmp_path, "trainval").findings}
