@@ -48,7 +48,7 @@ STUDENTS: dict[str, ModelConfig] = {
     "hgnet_atto": _query("hgnetv2_atto", 320, (2,)),
     "hgnet_femto": _query("hgnetv2_femto", 320, (2,)),
     "hgnet_pico": _query("hgnetv2_pico", 320, (2,)),
-    "lite0_query": _query("tf_efficientnet_lite0", 160, (2, 3), half=True),
+    "lite0_query": _query("tf_efficientnet_lite0", 160, (2, 3), layers=1, half=True),
     "mobilenetv4_small": _query("mobilenetv4_conv_small", 256, (3, 4)),
     "hgnet_b0": _query("hgnetv2_b0", 320, (2, 3)),
     "fastvit_t8": _query("fastvit_t8", 256, (2, 3)),

@@ -21,7 +21,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 STUDENT = ModelConfig(
-    backbone="hgnetv2_atto", input_size=(32, 48), levels=(2,), decoder="query", dim=16, layers=1, attention_heads=2, heatmap_size=(10, 9), drop_path=0.0
+    backbone="test_efficientnet", input_size=(32, 48), levels=(2,), decoder="query", dim=16, layers=1, attention_heads=2, heatmap_size=(10, 9), drop_path=0.0
 )
 
 
