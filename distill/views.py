@@ -55,7 +55,9 @@ class View:
         height, width = picture.shape[:2]
         x0, x1 = round(self.left * width), round(self.right * width)
         y0, y1 = round(self.top * height), round(self.bottom * height)
-        crop = torch.from_numpy(picture[y0:y1, x0:x1] if picture.flags.writeable else picture[y0:y1, x0:x1].copy())
+        part = picture[y0:y1, x0:x1]
+        # torch takes neither memory that is read-only nor a picture that is seen backwards.
+        crop = torch.from_numpy(part if part.flags.writeable and min(part.strides) >= 0 else part.copy())
         # To float and to planes in one pass over the picture.
         image = crop.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format).div_(255.0)
         if tuple(image.shape[1:]) != size:

@@ -193,6 +193,7 @@ def test_preprocessed_json(tmp_path: Path) -> None:
         (lambda e: e[0].update(num_heads=3), "num_heads is not the number of heads"),
         (lambda e: e[0]["heads"][0].update(bbox=[8, 6, 24, 26]), "bbox and bbox_norm differ"),
         (lambda e: e[0]["heads"][0].update(bbox=[8, 6, 24]), "bbox and bbox_norm differ"),
+        (lambda e: e[0]["heads"][0].update(bbox=[8, 6, 24, float("nan")]), "bbox and bbox_norm differ"),
         (lambda e: e[0]["heads"][0].update(gazex=[1.0]), "gazex and gazex_norm differ"),
         (lambda e: e[0]["heads"][0].update(gazey=[]), "gazey and gazey_norm differ"),
         (lambda e: e[0]["heads"][0].update(bbox=[8.4, 6.9, 24, 24]), ""),  # rounding
@@ -217,6 +218,7 @@ def test_what_is_said_twice_must_agree(tmp_path: Path, change, name: str) -> Non
     [
         (lambda e: e[1].pop("width"), r"entry 1: 'width' is missing"),
         (lambda e: e[2]["heads"][0].update(bbox_norm=[0.1, 0.2, 0.3]), r"entry 2: not enough values"),
+        (lambda e: e[2]["heads"][0].update(bbox_norm=[0.1, 0.2, 0.3, 10**400]), r"entry 2: int too large"),
         (lambda e: e[0]["heads"][0].update(inout=3), r"entry 0: inout is 3"),
         (lambda e: e[0]["heads"][0].update(gazex_norm=[float("nan")]), r"entry 0: nan is not a finite number"),
         (lambda e: e[0].update(height=0), r"entry 0: picture size 64 x 0"),

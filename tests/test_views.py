@@ -190,3 +190,13 @@ def test_the_choice_depends_on_seed_and_scene() -> None:
 def test_the_policy_describes_itself_completely() -> None:
     assert ViewPolicy(**POLICY.describe()) == POLICY  # type: ignore[arg-type]
     assert json.loads(json.dumps(POLICY.describe())) == {"name": "crop-flip", "seed": 7, "flip": 0.5, "crop": 0.8, "cut": 0.6, "margin": 0.02}
+
+
+def test_a_picture_seen_backwards_or_read_only_is_a_picture() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    wanted = View(flip=True).picture(picture, (6, 8))
+    backwards = np.ascontiguousarray(picture[..., ::-1])[..., ::-1]
+    frozen = picture.copy()
+    frozen.flags.writeable = False
+    for other in (backwards, frozen):
+        assert torch.equal(View(flip=True).picture(other, (6, 8)), wanted)

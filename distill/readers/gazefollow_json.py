@@ -60,7 +60,7 @@ def _read(file: Path, root: Path, findings: Findings) -> list[Scene]:
         where = f"{file.name}: entry {number}"
         try:
             scene = _scene(entry, plain, above, where, findings)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
             cause = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise DataError(f"{file}: entry {number}: {cause}; {_REMEDY}") from None
         if scene.key in scenes:
@@ -76,7 +76,7 @@ def _read(file: Path, root: Path, findings: Findings) -> list[Scene]:
 def _plain(entries: list[Any]) -> list[_Plain | None]:
     """What each head of the file says, in order; None for one that must be looked at by itself, since something is or may be wrong with it.
 
-    All heads at once, so that a hundred thousand of them take half a second.
+    All heads at once: a hundred thousand of them, one by one, would take longer than reading the file.
     """
     numbers: dict[str, list[Any]] = {name: [] for name in ("bbox_norm", "bbox", "gazex_norm", "gazex", "gazey_norm", "gazey")}
     columns = list(numbers.items())
@@ -96,7 +96,7 @@ def _plain(entries: list[Any]) -> list[_Plain | None]:
         label = np.array(inout)
         counts = np.diff(np.array(ends, dtype=np.int64).reshape(-1, 6), axis=0, prepend=0)
         boxes, pixels, x, gaze_x, y, gaze_y = (np.array(values, dtype=np.float64) for _, values in columns)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return [None] * len(inout)
     if label.dtype.kind not in "if" or (counts[:, :2] != 4).any() or (counts[:, 2:] != counts[:, 2:3]).any():
         return [None] * len(inout)
@@ -184,9 +184,9 @@ def _compare(
     def clamped(value: float, side: int) -> float:
         return min(max(value, 0.0), float(side))
 
-    given = _finite(pixels)
+    given = [float(pixel) for pixel in pixels]  # what is no finite number differs: it is said, not refused, as it is not read
     pairs = zip(given, values, sides, strict=False)
-    if len(given) != len(values) or any(abs(clamped(pixel, side) - clamped(value * side, side)) > 1.0 for pixel, value, side in pairs):
+    if len(given) != len(values) or not all(abs(clamped(pixel, side) - clamped(value * side, side)) <= 1.0 for pixel, value, side in pairs):
         told = ", ".join(f"{value * side:.1f}" for value, side in zip(values, sides, strict=True))
         findings.add(f"{name} and {normalised} differ", f"{where}: {', '.join(f'{pixel:g}' for pixel in given)} and {told} pixels", f"{normalised} is read")
 
