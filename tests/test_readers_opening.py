@@ -11,6 +11,7 @@ from distill.benchmarks.readers import ROWS, WRITERS, memory
 from distill.cli import main
 from distill.errors import DataError
 from distill.readers import READERS, open_data
+from distill.scenes import SceneSet
 from distill.source import SceneSource
 from distill.views import ViewPolicy
 from tests.fixtures import (
@@ -118,6 +119,21 @@ def test_annotations_are_read_in_bounded_memory(tmp_path: Path, name: str, most:
     rows = WRITERS[name](tmp_path / name, 3000)
     held, peak = memory(f"{name}:{tmp_path}/{name}")
     assert held <= peak and peak / rows < most
+
+
+def test_what_the_interpreter_itself_takes_meanwhile_is_not_the_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    WRITERS["gazefollow"](tmp_path / "g", 300)
+    alone = memory(f"gazefollow:{tmp_path}/g")
+    kept: list[bytes] = []
+
+    def opened(*words: str) -> SceneSet:
+        if not kept:
+            kept.append(bytes(8_000_000))  # as when the table of interned strings doubles
+        return open_data(*words)
+
+    monkeypatch.setattr("distill.readers.open_data", opened)
+    held, peak = memory(f"gazefollow:{tmp_path}/g")
+    assert kept and held <= 1.1 * alone[0] and peak <= 1.1 * alone[1]
 
 
 def test_bench_readers(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
