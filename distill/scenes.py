@@ -40,18 +40,23 @@ class Head:
 class Scene:
     """One picture with its heads.
 
-    ``key`` is stable and unique in the data set (the path within it). ``size`` is (width, height) in pixels where the
-    annotations state it; coordinates in pixels are then counted in it, whatever the size of the picture on disk. ``group`` is what must not
-    be split between training and validation (a show, a video).
+    ``key`` is stable and unique in the data set (the path within it), ``file`` the picture's path. ``size`` is (width, height) in pixels where
+    the annotations state it; coordinates in pixels are then counted in it, whatever the size of the picture on disk. ``group`` is what must
+    not be split between training and validation (a show, a video).
     """
 
     key: str
-    picture: Path
+    file: str  # plain text: a hundred thousand paths, taken apart and interned, would cost more than all else that a scene holds
     heads: tuple[Head, ...]
     size: tuple[int, int] | None = None
     box_pixels: bool = False
     point_pixels: bool = False
     group: str = ""
+
+    @property
+    def picture(self) -> Path:
+        """The picture's path."""
+        return Path(self.file)
 
     def normalised(self, width: int, height: int) -> Scene:
         """The same scene with boxes and points in [0,1] of a picture of ``width`` × ``height`` pixels, clamped to it.
@@ -62,7 +67,7 @@ class Scene:
         pixels = self.size or (width, height)
         if (self.box_pixels or self.point_pixels) and pixels != (width, height) and pixels == (height, width):
             raise DataError(
-                f"picture {self.picture} is {width} x {height}, and {self.key} was annotated at {height} x {width}: one of them is turned; save "
+                f"picture {self.file} is {width} x {height}, and {self.key} was annotated at {height} x {width}: one of them is turned; save "
                 "the picture without its EXIF orientation, or annotate it upright"
             )
         bw, bh = pixels if self.box_pixels else (1, 1)

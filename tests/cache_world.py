@@ -69,7 +69,7 @@ def make_scenes(folder: Path, count: int, seed: int = 0) -> list[Scene]:
                     (x, y, x + 0.15, y + 0.2), ((float(dice.random()), 0.5),) if label == IN else (), label, str(person)
                 )
             )
-        scenes.append(Scene(path.name, path, tuple(heads)))
+        scenes.append(Scene(path.name, str(path), tuple(heads)))
     return scenes
 
 

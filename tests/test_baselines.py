@@ -161,7 +161,7 @@ def crowd(count: int, annotators: int, reader: str = "gazefollow") -> SceneSet:
     for number in range(count):
         gaze = 0.1 + 0.8 * generator.random(2)
         points = tuple(tuple(point) for point in np.clip(gaze + 0.03 * generator.standard_normal((annotators, 2)), 0, 1).tolist())
-        scenes.append(Scene(f"{number:03d}.jpg", Path(f"/nowhere/{number:03d}.jpg"), (Head((0.1, 0.1, 0.3, 0.4), points, IN),), size=(320, 240)))  # type: ignore[arg-type]
+        scenes.append(Scene(f"{number:03d}.jpg", f"/nowhere/{number:03d}.jpg", (Head((0.1, 0.1, 0.3, 0.4), points, IN),), size=(320, 240)))  # type: ignore[arg-type]
     return SceneSet(reader, Path("/nowhere"), "test", tuple(scenes))
 
 

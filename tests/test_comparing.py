@@ -43,7 +43,7 @@ def sideways(tmp_path: Path) -> Scene:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
-    return Scene("turned.png", tmp_path / "turned.png", (Head((2.0, 22.0, 8.0, 38.0), ((10.0, 20.0),), IN),), box_pixels=True, point_pixels=True)
+    return Scene("turned.png", str(tmp_path / "turned.png"), (Head((2.0, 22.0, 8.0, 38.0), ((10.0, 20.0),), IN),), box_pixels=True, point_pixels=True)
 
 
 def test_photographs_are_scored_timed_and_drawn_upright(sideways: Scene) -> None:
@@ -61,7 +61,7 @@ def test_photographs_are_scored_timed_and_drawn_upright(sideways: Scene) -> None
 
 def test_data_sets_are_scored_as_they_are_stored(sideways: Scene) -> None:
     model = Watcher()
-    stored = Scene("turned.png", sideways.picture, (Head((0.1, 0.1, 0.3, 0.5), ((0.5, 0.5),), IN),))
+    stored = Scene("turned.png", sideways.file, (Head((0.1, 0.1, 0.3, 0.5), ((0.5, 0.5),), IN),))
     compare([Contender("watcher", "student", model)], SceneSet("gazefollow", sideways.picture.parent, "test", (stored,)), training=None)
     gallery([stored], model, None, 1)
     assert set(model.white) == {"top"} and len(model.white) == 1 + 3 + 1
@@ -71,7 +71,7 @@ def test_data_sets_are_scored_as_they_are_stored(sideways: Scene) -> None:
 
 def test_a_box_outside_its_picture_is_neither_scored_nor_exported(tmp_path: Path) -> None:
     Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
-    scene = Scene("a.png", tmp_path / "a.png", (Head((0.1, 0.1, 0.3, 0.3)), Head((0.2, -0.5, 0.4, -0.1), person="1")))
+    scene = Scene("a.png", str(tmp_path / "a.png"), (Head((0.1, 0.1, 0.3, 0.3)), Head((0.2, -0.5, 0.4, -0.1), person="1")))
     told = r"scene a\.png: head 1 with box 0\.2, -0\.5, 0\.4, -0\.1 lies outside .* \(30 x 20 pixels\); .* \(`distill cache build --on-error skip` leaves"
     with pytest.raises(DataError, match=told):
         list(answers(Watcher(), [scene]))
@@ -80,7 +80,7 @@ def test_a_box_outside_its_picture_is_neither_scored_nor_exported(tmp_path: Path
 
 
 def test_large_logits_are_drawn_without_a_warning() -> None:
-    scene = Scene("a", Path("a"), (Head((0.1, 0.1, 0.3, 0.3), ((0.5, 0.5),), IN),), size=(40, 30))
+    scene = Scene("a", "a", (Head((0.1, 0.1, 0.3, 0.3), ((0.5, 0.5),), IN),), size=(40, 30))
     maps = np.full((1, 8, 8), -1000.0, dtype=np.float32)
     maps[0, 2, 3] = 1000.0
     with warnings.catch_warnings():

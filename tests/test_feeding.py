@@ -358,7 +358,7 @@ def test_a_consumer_that_stops_early_leaves_no_thread_behind(scenes: list[Scene]
 def test_a_broken_picture_stops_the_epoch_and_is_named(scenes: list[Scene], tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(scenes[5].picture.read_bytes()[:200])
-    changed = [*scenes[:5], replace(scenes[5], picture=broken), *scenes[6:]]
+    changed = [*scenes[:5], replace(scenes[5], file=str(broken)), *scenes[6:]]
     with pytest.raises(PictureError, match=r"broken\.png cannot be decoded"):
         list(make_batches(changed, batch_size=11).batches(0, 0))
     assert feeding_threads() == []
@@ -370,7 +370,7 @@ def test_a_users_photographs_are_fed_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
-    scene = Scene("turned.png", tmp_path / "turned.png", (Head((0.1, 0.1, 0.3, 0.3)),))
+    scene = Scene("turned.png", str(tmp_path / "turned.png"), (Head((0.1, 0.1, 0.3, 0.3)),))
     upright = next(make_batches([scene], batch_size=1, input_size=(30, 20), exif=True).batches(0, 0)).images[0]
     stored = next(make_batches([scene], batch_size=1, input_size=(20, 30)).batches(0, 0)).images[0]
     assert upright[0, :, -5:].unique().tolist() == [1.0] and upright[0, :, :-5].unique().tolist() == [0.0]

@@ -250,7 +250,7 @@ def test_heads_file_beside_the_pictures(tmp_path: Path) -> None:
 
 def test_overlay_names_are_unique_and_spare_the_pictures(tmp_path: Path) -> None:
     def names(*pictures: str, out: str = "out") -> list[str]:
-        return overlay_names([Scene(p, tmp_path / p, ()) for p in pictures], tmp_path / out)
+        return overlay_names([Scene(p, str(tmp_path / p), ()) for p in pictures], tmp_path / out)
 
     assert names("p/a.jpg", "p/b.jpg") == ["a_gaze.png", "b_gaze.png"]
     assert names("p/a.jpg", "q/a.jpg") == ["p/a_gaze.png", "q/a_gaze.png"]

@@ -10,6 +10,7 @@ import pytest
 
 from distill.errors import DataError
 from distill.readers import open_data
+from distill.readers.json_file import read_json
 from distill.scenes import IN, OUT, SceneSet
 from tests.fixtures import (
     SIZE,
@@ -238,6 +239,21 @@ def test_json_cut_short_is_named(tmp_path: Path) -> None:
     file.write_text(file.read_text()[:-20])
     with pytest.raises(DataError, match=r"train_preprocessed.json: not readable as JSON"):
         open_data(tmp_path, "trainval")
+
+
+@pytest.mark.parametrize("text", ['{"a": [NaN, -Infinity, 1e400]}', "\ufeff[1]", '"\\ud800"', str(2**70), '{"b": "Straße", "b": -0.5}', "[]"])
+def test_json_means_what_python_says(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "a.json"
+    file.write_text(text, encoding="utf-8")
+    assert repr(read_json(file, "write it again")) == repr(json.loads(text.removeprefix("\ufeff")))
+
+
+@pytest.mark.parametrize("content", [b"", b"[1,]", b"[1] x", b'["\xff"]', b"[" * 200_000, b"9" * 5_000, b'"\xc3'])
+def test_what_is_no_json_is_named(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "a.json"
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"a.json: not readable as JSON \(.+\); write it again"):
+        read_json(file, "write it again")
 
 
 # VideoAttentionTarget

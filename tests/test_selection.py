@@ -57,7 +57,7 @@ def test_a_data_set_with_its_own_validation_split_uses_it(tmp_path: Path) -> Non
 
 def _scene(*heads: tuple[int, int]) -> Scene:
     """A scene of heads, each by its label and its number of gaze points."""
-    return Scene("a", Path("a.jpg"), tuple(Head((0.1, 0.1, 0.2, 0.2), ((0.5, 0.5),) * points, inout) for inout, points in heads))
+    return Scene("a", "a.jpg", tuple(Head((0.1, 0.1, 0.2, 0.2), ((0.5, 0.5),) * points, inout) for inout, points in heads))
 
 
 @pytest.mark.parametrize("metric", ["avg_l2", "auc", "min_l2", "avg_l2_mean_of"])

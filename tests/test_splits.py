@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import pytest
 
@@ -13,7 +12,7 @@ from distill.splits import carve, fraction
 
 
 def _scenes(count: int, group: str = "") -> list[Scene]:
-    return [Scene(f"{group}{number:05d}.jpg", Path("p.jpg"), (), group=group) for number in range(count)]
+    return [Scene(f"{group}{number:05d}.jpg", "p.jpg", (), group=group) for number in range(count)]
 
 
 def test_fraction_is_fixed() -> None:

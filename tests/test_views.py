@@ -30,7 +30,7 @@ def make_scene(number: int, *, heads: int = 2, size: tuple[int, int] = (97, 61))
         label = OUT if person % 3 == 2 else UNKNOWN if person % 4 == 3 else IN
         points = () if label == OUT else tuple((float(px), float(py)) for px, py in dice.uniform(0.1, 0.95, (2, 2)))
         people.append(Head((x, y, x + 0.08, y + 0.1), points, label, str(person)))
-    return Scene(f"scene/{number}", Path("none.png"), tuple(people), size=size)
+    return Scene(f"scene/{number}", "none.png", tuple(people), size=size)
 
 
 def geometry() -> list[list[float]]:
@@ -50,7 +50,7 @@ def test_a_view_is_the_same_in_every_process() -> None:
 
 def test_the_views_of_a_scene_never_change() -> None:
     # A cache that was built once is replayed for years: these numbers may not move.
-    scene = Scene("train/1.jpg", Path("1.jpg"), (Head((0.25, 0.25, 0.375, 0.5), ((0.625, 0.75),), IN, "0"),), size=(640, 480))
+    scene = Scene("train/1.jpg", "1.jpg", (Head((0.25, 0.25, 0.375, 0.5), ((0.625, 0.75),), IN, "0"),), size=(640, 480))
     rows = [ViewPolicy(seed=3).view(scene, number).to_row() for number in range(5)]
     pixels = [(0, 0, 640, 480, 0), (55, 22, 540, 474, 1), (3, 64, 606, 460, 1), (7, 48, 538, 475, 0), (51, 8, 572, 429, 0)]
     assert rows == [(left / 640, top / 480, right / 640, bottom / 480, float(flip)) for left, top, right, bottom, flip in pixels]
@@ -83,7 +83,7 @@ def test_geometry_depends_on_seed_key_number_boxes_and_points(change) -> None:  
     after = [policy.view(changed, number) for policy, changed, number in map(change, scenes)]
     assert sum(a != b for a, b in zip(before, after, strict=True)) >= 9
     # ... and on nothing else: neither the file's place nor what a person is called.
-    elsewhere = [replace(s, picture=Path("/moved.png"), group="show", heads=tuple(replace(h, person="x") for h in s.heads)) for s in scenes]
+    elsewhere = [replace(s, file="/moved.png", group="show", heads=tuple(replace(h, person="x") for h in s.heads)) for s in scenes]
     assert [POLICY.view(scene, 5) for scene in elsewhere] == before
 
 

@@ -99,7 +99,7 @@ def _read_clip(file: Path, root: Path, findings: Findings) -> list[Scene]:
     for frame in sorted(frames):
         key = f"{clip.name}/{clip.video}_{clip.start + frame - 1}.jpg"
         heads = tuple(frames[frame].values())
-        scenes.append(Scene(key, Path(folder + key), heads, None, box_pixels=True, point_pixels=True, group=clip.video))
+        scenes.append(Scene(key, folder + key, heads, None, box_pixels=True, point_pixels=True, group=clip.video))
     return scenes
 
 

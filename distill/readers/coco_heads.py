@@ -7,7 +7,6 @@ Format: https://cocodataset.org/#format-data ("Object Detection").
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from distill.errors import HeadsError
 from distill.readers.fields import finite, straight_box
 from distill.readers.findings import Findings
 from distill.readers.head_row import HeadRow
+from distill.readers.json_file import read_json
 
 CATEGORY = "head"
 
@@ -35,10 +35,7 @@ def read_coco_heads(file: Path, category: str, findings: Findings) -> list[HeadR
     Crowd annotations, boxes without area and exact repetitions are dropped as findings. Raises :class:`HeadsError` that names the annotation for
     what cannot be read, and the categories that there are when none has the name.
     """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise HeadsError(f"{file}: not readable as JSON ({error}); export it again") from None
+    content = read_json(file, "export it again", HeadsError)
     missing = [name for name in ("images", "annotations", "categories") if not isinstance(_entry(content, name), list)]
     if missing:
         raise HeadsError(f"{file}: no list {', '.join(missing)}; a COCO file holds images, annotations and categories")

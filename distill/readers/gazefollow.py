@@ -149,9 +149,8 @@ def _text(*values: float) -> str:
 
 
 def _scenes(heads: dict[str, list[Head]], root: Path) -> list[Scene]:
-    # Path(str) is a third cheaper than root / key, and there are a hundred thousand of them.
     above = f"{root}/"
-    return [Scene(key, Path(above + key), tuple(found), box_pixels=True) for key, found in heads.items() if found]
+    return [Scene(key, above + key, tuple(found), box_pixels=True) for key, found in heads.items() if found]
 
 
 def _train_scenes(file: Path, root: Path, findings: Findings) -> list[Scene]:

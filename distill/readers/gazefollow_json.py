@@ -9,7 +9,6 @@ Source: https://github.com/fkryan/gazelle, ``data_prep/preprocess_gazefollow.py`
 from __future__ import annotations
 
 import gc
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 
 from distill.errors import DataError
 from distill.readers.findings import Findings
+from distill.readers.json_file import read_json
 from distill.scenes import IN, OUT, Box, Head, Point, Scene
 
 _Plain = tuple[Box, tuple[Point, ...], int]  # a head's box, gaze points and in/out label
@@ -47,10 +47,7 @@ def read_preprocessed(file: Path, root: Path, findings: Findings) -> list[Scene]
 
 
 def _read(file: Path, root: Path, findings: Findings) -> list[Scene]:
-    try:
-        entries = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: not readable as JSON ({error}); {_REMEDY}") from None
+    entries = read_json(file, _REMEDY)
     if not isinstance(entries, list):
         raise DataError(f"{file}: holds a {type(entries).__name__} where a list of pictures is expected; {_REMEDY}")
     scenes: dict[str, Scene] = {}
@@ -67,7 +64,7 @@ def _read(file: Path, root: Path, findings: Findings) -> list[Scene]:
             findings.add("picture listed twice", f"{where}: {scene.key}", "heads joined")
             earlier = scenes[scene.key].heads
             heads = [Head(h.box, h.points, h.inout, str(len(earlier) + n)) for n, h in enumerate(scene.heads)]
-            scene = Scene(scene.key, scene.picture, (*earlier, *heads), scene.size)
+            scene = Scene(scene.key, scene.file, (*earlier, *heads), scene.size)
         if scene.heads:
             scenes[scene.key] = scene
     return list(scenes.values())
@@ -136,7 +133,7 @@ def _scene(entry: dict[str, Any], plain: Iterator[_Plain | None], above: str, wh
         head = _head(annotated, (width, height), str(len(heads)), f"{where}, head {number}", findings)
         if head is not None:
             heads.append(head)
-    return Scene(key, Path(above + key), tuple(heads), (width, height))
+    return Scene(key, above + key, tuple(heads), (width, height))
 
 
 def _head(annotated: dict[str, Any], size: tuple[int, int], person: str, where: str, findings: Findings) -> Head | None:

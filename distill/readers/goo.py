@@ -11,7 +11,6 @@ Source: Tomas et al., "GOO: A Dataset for Gaze Object Prediction in Retail Envir
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 from distill.errors import DataError
 from distill.readers.fields import finite, straight_box
 from distill.readers.findings import Findings
+from distill.readers.json_file import read_json
 from distill.readers.reader import Listing, Reader
 from distill.readers.restricted_pickle import load_restricted
 from distill.scenes import IN, Head, Scene
@@ -71,10 +71,7 @@ def read(root: Path, split: str, options: Mapping[str, str], findings: Findings)
 
 def _records(file: Path) -> list[Any]:
     if file.suffix == ".json":
-        try:
-            content = json.loads(file.read_text(encoding="utf-8-sig"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise DataError(f"{file}: not readable as JSON ({error}); {_REMEDY}") from None
+        content = read_json(file, _REMEDY)
     else:
         content = load_restricted(file)
     if not isinstance(content, list):
@@ -120,7 +117,7 @@ def _add(record: Any, place: str, pictures: Path, scenes: dict[str, Scene], find
     if any(head.box == unit and head.points == ((x, y),) for head in heads):
         findings.add("duplicate record", place, "record dropped")
         return
-    scenes[key] = Scene(key, pictures / key, (*heads, Head(unit, ((x, y),), IN, str(len(heads)))))
+    scenes[key] = Scene(key, f"{pictures}/{key}", (*heads, Head(unit, ((x, y),), IN, str(len(heads)))))
 
 
 def _refuse_other_units(values: tuple[float, ...]) -> None:

@@ -157,7 +157,7 @@ def assign_heads(
         if picture in heads:
             key = picture.relative_to(root) if root else picture
             found = heads.pop(picture)
-            scenes.append(Scene(key.as_posix(), picture, tuple(found), sizes[picture], box_pixels=pixels, point_pixels=True))
+            scenes.append(Scene(key.as_posix(), str(picture), tuple(found), sizes[picture], box_pixels=pixels, point_pixels=True))
     return scenes, strangers
 
 

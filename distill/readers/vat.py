@@ -86,9 +86,9 @@ def _clip(tracks: list[Path], root: Path, show: str, clip: str, findings: Findin
         for frame, head in _track(file, findings):
             frames.setdefault(frame, []).append(head)
     group = _underscored(show)
-    folder = root / "images" / show / clip
+    folder = f"{root / 'images' / show / clip}/"
     return [
-        Scene(f"{group}/{clip}/{frame}", folder / frame, tuple(frames[frame]), None, True, True, group)
+        Scene(f"{group}/{clip}/{frame}", folder + frame, tuple(frames[frame]), None, True, True, group)
         for frame in sorted(frames)
     ]
 
