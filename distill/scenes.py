@@ -125,7 +125,9 @@ class SceneSet:
         """Digest (hex) of the reader, the split and every annotation in it; pictures are not opened."""
         digest = hashlib.blake2b(f"{self.reader}\0{self.split}\0".encode(), digest_size=16)
         for scene in self.scenes:
-            digest.update(repr((scene.key, scene.heads, scene.box_pixels, scene.point_pixels)).encode())
+            # What pixels are counted in is what they mean; of coordinates in [0,1] the size says nothing.
+            counted = (scene.size,) if scene.size is not None and (scene.box_pixels or scene.point_pixels) else ()
+            digest.update(repr((scene.key, scene.heads, scene.box_pixels, scene.point_pixels, *counted)).encode())
         return digest.hexdigest()
 
     def subset(self, scenes: Sequence[Scene]) -> SceneSet:

@@ -21,6 +21,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 _HOME = tempfile.mkdtemp(prefix="gaze-distill-tests-")
 os.environ["HF_HOME"] = str(Path(_HOME, "huggingface"))
 os.environ["TORCH_HOME"] = str(Path(_HOME, "torch"))
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(_HOME, "inductor"))  # the user's own may hold what a killed compilation left
 os.environ["GAZE_DISTILL_HOME"] = str(Path(_HOME, "gaze-distill"))
 # What one process of a divided run has made for all; the first process makes the folder, and removes it with its own.
 os.environ.setdefault("GAZE_TESTS_SHARED", str(Path(_HOME, "shared")))

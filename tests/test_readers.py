@@ -222,6 +222,7 @@ def test_what_is_said_twice_must_agree(tmp_path: Path, change, name: str) -> Non
         (lambda e: e[2]["heads"][0].update(bbox_norm=[0.1, 0.2, 0.3, 10**400]), r"entry 2: int too large"),
         (lambda e: e[0]["heads"][0].update(inout=3), r"entry 0: inout is 3"),
         (lambda e: e[0]["heads"][0].update(gazex_norm=[float("nan")]), r"entry 0: nan is not a finite number"),
+        (lambda e: [entry["heads"][0].update(inout=[1]) for entry in e], r"entry 0: inout is \[1\], not 1"),
         (lambda e: e[0].update(height=0), r"entry 0: picture size 64 x 0"),
     ],
 )

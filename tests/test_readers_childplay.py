@@ -109,6 +109,12 @@ def test_unreadable_lines_are_named(tmp_path: Path, line: str, message: str) -> 
         open_data(tmp_path, "train")
 
 
+def test_numbers_whose_sum_is_not_finite_are_finite_themselves(tmp_path: Path) -> None:
+    _one_clip(tmp_path, GOOD.replace(",4,4,9,9,", ",4,4,1e308,1e308,"))
+    (scene,) = open_data(tmp_path, "train").scenes
+    assert scene.normalised(8, 8).heads[0].box == (0.5, 0.5, 1.0, 1.0)
+
+
 def test_a_header_and_a_name_that_are_not_its_own(tmp_path: Path) -> None:
     _one_clip(tmp_path / "a", GOOD, header=CHILDPLAY_HEADER.replace("bbox_width", "bbox_w"))
     with pytest.raises(DataError, match=r":1: no column bbox_width; the header must be clip,frame"):

@@ -53,6 +53,7 @@ def test_heads_file_elsewhere_with_columns_in_another_order(tmp_path: Path) -> N
         ("image,person,xmin,ymin,xmax,ymax\nphoto 0.jpg,1,2,3,,5\n", r"heads.csv:2: xmax is ''"),
         ("image,person,xmin,ymin,xmax,ymax\nphoto 0.jpg,1,2,3,2,5\n", r"heads.csv:2: .* has no area"),
         ("image,person,xmin,ymin,xmax,ymax\nabsent.jpg,1,2,3,4,5\n", r"heads.csv:2: picture absent.jpg is neither"),
+        ("image,person,xmin,ymin,xmax,ymax\nphoto\0.jpg,1,2,3,4,5\n", r"picture 'photo\\x00.jpg' has a zero byte in its name"),
         ("image,person,xmin,ymin,xmax,ymax\n,1,2,3,4,5\n", r"heads.csv:2: the image is not named"),
     ],
 )
@@ -116,6 +117,7 @@ def test_a_picture_that_was_turned_after_it_was_annotated_is_refused(tmp_path: P
         (lambda c: c["annotations"][0].update(image_id=77), r"annotation 0: image_id 77 is not among the images"),
         (lambda c: c["annotations"][2].update(bbox=[1, 2, 3]), r"annotation 2: bbox is \[1, 2, 3\], not four finite numbers"),
         (lambda c: c["annotations"][2].update(bbox=[1, 2, 3, None]), r"annotation 2: bbox is .* not four finite numbers"),
+        (lambda c: c["annotations"][2].update(bbox=[1, 2, 3, 10**400]), r"annotation 2: bbox is .* not four finite numbers"),
         (lambda c: c["annotations"][1].pop("category_id"), r"annotation 1: category_id is None"),
         (lambda c: c["images"][1].update(width=0), r"image 1: size 0 x 48 is not positive"),
         (lambda c: c["images"][1].pop("file_name"), r"image 1: file_name is None"),
@@ -191,3 +193,15 @@ def test_a_byte_that_is_not_utf_8_is_named_with_its_line(tmp_path: Path) -> None
         file.write_bytes(mark + "image,person,xmin,ymin,xmax,ymax\r\nü.png,a,1,2,30,40\r\n".encode() + b"caf\xe9.png,b,1,2,30,40\r\n")
         with pytest.raises(HeadsError, match=r"heads\.csv:3: byte 0xe9 is not UTF-8; save the file as CSV in UTF-8"):
             read_heads_file(file, Findings())
+
+
+def test_what_stated_sizes_mean_is_in_the_digest(tmp_path: Path) -> None:
+    root = write_coco(tmp_path)
+    (file,) = root.glob("*.json")
+    before = open_data(f"folder:{root}").digest()
+    content = json.loads(file.read_text())
+    assert open_data(f"folder:{root}").digest() == before
+    for picture in content["images"]:
+        picture.update(width=picture["width"] * 2, height=picture["height"] * 2)
+    file.write_text(json.dumps(content))
+    assert open_data(f"folder:{root}").digest() != before

@@ -13,7 +13,7 @@ def is_finite(field: object) -> bool:
     """Whether ``field`` (text or a number) is a finite number."""
     try:
         return math.isfinite(float(field))  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
 
 
@@ -21,10 +21,10 @@ def finite(fields: Sequence[object]) -> tuple[float, ...] | None:
     """All ``fields`` as numbers, or None when one is none or is not finite."""
     try:
         values = tuple(map(float, fields))  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
-    # One sum is cheaper than a check of each, over a hundred thousand lines; it is finite only if all of them are.
-    return values if math.isfinite(sum(values)) else None
+    # One sum is cheaper than a check of each, over a hundred thousand lines: it is finite only if all of them are, and of huge ones not even then.
+    return values if math.isfinite(sum(values)) or all(map(math.isfinite, values)) else None
 
 
 def straight_box(x0: float, y0: float, x1: float, y1: float, place: Callable[[], str], findings: Findings) -> Box | None:

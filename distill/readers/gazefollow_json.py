@@ -95,7 +95,7 @@ def _plain(entries: list[Any]) -> list[_Plain | None]:
         boxes, pixels, x, gaze_x, y, gaze_y = (np.array(values, dtype=np.float64) for _, values in columns)
     except (KeyError, TypeError, ValueError, OverflowError):
         return [None] * len(inout)
-    if label.dtype.kind not in "if" or (counts[:, :2] != 4).any() or (counts[:, 2:] != counts[:, 2:3]).any():
+    if label.ndim != 1 or label.dtype.kind not in "if" or (counts[:, :2] != 4).any() or (counts[:, 2:] != counts[:, 2:3]).any():
         return [None] * len(inout)
     boxes, count, owner = boxes.reshape(-1, 4), counts[:, 2], np.repeat(np.arange(len(counts)), counts[:, 2])
     # Comparisons with what is not a number are false.
