@@ -15,7 +15,7 @@ from distill.commands import data as command
 from distill.contact_sheet import WIDTH, contact_sheet
 from distill.datacheck import DataReport, check_data, write_record
 from distill.datastats import data_stats
-from distill.errors import DataError
+from distill.errors import ConfigurationError, DataError
 from distill.metrics import HeadTruth, MetricAccumulator
 from distill.pictures import load_picture
 from distill.readers import open_data, open_splits
@@ -23,6 +23,7 @@ from distill.scenes import IN, SceneSet
 from tests.fixtures import (
     SIZE,
     train_row,
+    write_coco,
     write_folder,
     write_gazefollow,
     write_gazefollow_json,
@@ -31,6 +32,14 @@ from tests.fixtures import (
 )
 
 TRAIN, TEST = "train_annotations_release.txt", "test_annotations_release.txt"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory, where a check leaves its contact sheet unless told otherwise."""
+    folder = tmp_path_factory.mktemp("here")
+    monkeypatch.chdir(folder)
+    return folder
 
 
 def _found(report: DataReport) -> dict[str, int]:
@@ -322,6 +331,50 @@ def test_strict_is_an_error_after_the_report(tmp_path: Path, capsys: pytest.Capt
         _data("check", str(tmp_path), "--strict", "--json", "--no-baselines")
     assert json.loads(capsys.readouterr().out)["findings"]
     assert _data("check", str(tmp_path), "--split", "test", "--strict") == 0
+
+
+def test_every_check_leaves_a_contact_sheet(tmp_path: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_gazefollow(tmp_path / "my data", 6)
+    assert _data("check", str(data), "--no-baselines", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["sheet"] == "runs/data-check/my data.jpg"
+    with Image.open(here / "runs/data-check/my data.jpg") as picture:
+        assert picture.format == "JPEG" and picture.width > WIDTH
+    (here / "runs/data-check/my data.jpg").unlink()
+    for words in (("--no-sheet",), ("--no-pictures",)):
+        assert _data("check", str(data), "--no-baselines", *words, "--json") == 0
+        assert "sheet" not in json.loads(capsys.readouterr().out) and not [*here.rglob("*.jpg")]
+    with pytest.raises(ConfigurationError, match="contradict"):
+        _data("check", str(data), "--no-sheet", "--sheet", "a.png")
+
+
+@pytest.mark.parametrize("stands_in_the_way", ["no picture opens", "a file where the folder should be"])
+def test_the_report_does_not_wait_for_the_sheet(stands_in_the_way: str, tmp_path: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A missing sheet is a warning; one that was asked for an error, but behind the report."""
+    data = write_gazefollow(tmp_path / "d", 3)
+    if stands_in_the_way == "no picture opens":
+        for picture in data.rglob("*.jpg"):
+            picture.write_bytes(b"")
+    for name in ("runs", "asked"):
+        if stands_in_the_way != "no picture opens":
+            (here / name).write_text("")
+    assert _data("check", str(data)) == 0
+    said = capsys.readouterr()
+    assert "warning: no contact sheet: " in said.err and ("picture corrupt" in said.out) == (stands_in_the_way == "no picture opens")
+    assert ("No rows without a model" in said.out) == (stands_in_the_way == "no picture opens")
+    with pytest.raises((DataError, OSError)):
+        _data("check", str(data), "--sheet", "asked/sheet.png", "--json")
+    assert "sheet" not in json.loads(capsys.readouterr().out)
+
+
+def test_a_turned_picture_is_not_on_the_sheet_and_the_others_are(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    turned = next(iter(open_data(tmp_path).scenes)).picture
+    with Image.open(turned) as picture:
+        upright = picture.copy()
+    upright.transpose(Image.Transpose.ROTATE_90).save(turned)
+    report = check_data([open_data(tmp_path)])
+    assert _found(report)["picture turned against its annotations"] == 1
+    assert contact_sheet(open_data(tmp_path), 6, 0).width < 1.5 * WIDTH
 
 
 def test_check_refuses_a_sheet_of_no_format_before_any_work(tmp_path: Path) -> None:
