@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 
 from distill.errors import MetricError
 from distill.metrics.pixel_counts import pixel_counts, values_at
-from distill.metrics.ranking import roc_auc
+from distill.metrics.ranking import roc_aucs
 from distill.metrics.resampling import check_size, finite_map, finite_maps
 
 VAT_GRID = 64
@@ -63,13 +63,11 @@ def gazefollow_auc_64(heatmaps: ArrayLike, points: Sequence[ArrayLike]) -> np.nd
     if len(points) != len(maps):
         raise MetricError(f"{len(maps)} heatmaps for {len(points)} sets of points; give one set for each heatmap")
     height, width = maps.shape[1:]
-    scores = np.empty(len(maps))
-    for index, annotation in enumerate(points):
-        x, y = _pixels(annotation, width, height)
-        positive = np.zeros((height, width), dtype=bool)
-        positive[y, x] = True
-        scores[index] = roc_auc(maps[index], positive)
-    return scores
+    cells = [_pixels(annotation, width, height) for annotation in points]
+    positive = np.zeros(maps.shape, dtype=bool)
+    for index, (x, y) in enumerate(cells):
+        positive[index, y, x] = True
+    return roc_aucs(maps.reshape(len(maps), maps[:1].size), positive.reshape(len(maps), maps[:1].size))
 
 
 def vat_auc(heatmap: ArrayLike, point: ArrayLike) -> float:
@@ -81,19 +79,24 @@ def vat_auc(heatmap: ArrayLike, point: ArrayLike) -> float:
 
     Raises MetricError for a heatmap that is not finite or not 64×64, and for a point outside the picture.
     """
-    grid = finite_map(heatmap)
-    if grid.shape != (VAT_GRID, VAT_GRID):
-        raise MetricError(f"VideoAttentionTarget's AUC is defined on 64×64 cells, not {grid.shape}; resize it first")
-    place = np.asarray(point, dtype=np.float64).reshape(-1)
-    if place.shape != (2,) or not ((place >= 0) & (place <= 1)).all():
-        raise MetricError(f"{place.tolist()} is not one gaze point in [0,1]; leave out-of-frame heads out of this AUC")
+    return float(vat_aucs(finite_map(heatmap)[None], np.asarray(point, dtype=np.float64).reshape(1, -1))[0])
+
+
+def vat_aucs(heatmaps: ArrayLike, points: ArrayLike) -> np.ndarray:
+    """:func:`vat_auc` of N in-frame heads at once: ``heatmaps [N,64,64]``, ``points [N,2]`` → ``[N]``."""
+    maps, places = finite_maps(heatmaps), np.asarray(points, dtype=np.float64)
+    if maps.shape[1:] != (VAT_GRID, VAT_GRID):
+        raise MetricError(f"VideoAttentionTarget's AUC is defined on 64×64 cells, not {maps.shape[1:]}; resize it first")
+    if places.shape != (len(maps), 2) or not ((places >= 0) & (places <= 1)).all():
+        raise MetricError(f"{places.tolist()} is not one gaze point in [0,1] a head; leave out-of-frame heads out of this AUC")
     reach = 3 * VAT_SIGMA
-    x, y = (place * VAT_GRID).tolist()
-    left, top = max(0, int(x - reach)), max(0, int(y - reach))
-    right, bottom = min(int(x + reach + 1), VAT_GRID - 1), min(int(y + reach + 1), VAT_GRID - 1)
-    positive = np.zeros(grid.shape, dtype=bool)
-    positive[top:bottom, left:right] = True
-    return roc_auc(grid, positive)
+    # Truncated towards zero, as int() does.
+    first = np.maximum((places * VAT_GRID - reach).astype(np.int64), 0)
+    end = np.minimum((places * VAT_GRID + reach + 1).astype(np.int64), VAT_GRID - 1)
+    cells = np.arange(VAT_GRID)
+    inside = (cells >= first[:, :, None]) & (cells < end[:, :, None])
+    positive = inside[:, 1, :, None] & inside[:, 0, None, :]
+    return roc_aucs(maps.reshape(len(maps), maps[:1].size), positive.reshape(len(maps), maps[:1].size))
 
 
 def _pixels(points: ArrayLike, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
