@@ -13,10 +13,10 @@ from torch import Tensor
 
 from distill.comparing import Contender, compare, draw, gallery, milliseconds
 from distill.errors import DataError
-from distill.evaluation import SceneAnswer, answers, evaluate
+from distill.evaluation import SceneAnswer, answers, evaluate, truths
 from distill.gate_scenes import GateScenes, Shown
-from distill.metrics import sigmoid
-from distill.scenes import IN, Head, Scene, SceneSet
+from distill.metrics import MetricAccumulator, sigmoid
+from distill.scenes import IN, OUT, Head, Scene, SceneSet
 from teachers.contract import GazeOutput
 
 
@@ -89,3 +89,30 @@ def test_large_logits_are_drawn_without_a_warning() -> None:
         assert drawn.size[0] >= 720
         assert sigmoid(np.array([-1000.0, 0.0, 1000.0])).tolist() == [0.0, 0.5, 1.0]
         assert float(sigmoid(np.float32(-100.0))) == pytest.approx(np.exp(-100.0), rel=1e-12)
+
+
+def test_scoring_many_heads_at_once_is_scoring_scene_by_scene(tmp_path: Path) -> None:
+    """More heads than are scored in one call, a scene without any among them."""
+
+    class Corner:
+        input_size = (16, 16)
+
+        def __call__(self, images: Tensor, boxes: Tensor, image_index: Tensor) -> GazeOutput:
+            cells = torch.arange(64.0).reshape(1, 8, 8)
+            return GazeOutput(torch.sin(cells * (1 + boxes.sum(dim=1)[:, None, None])), boxes[:, 0])
+
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    generator = np.random.default_rng(0)
+    scenes = []
+    for number in range(30):
+        corners = 0.5 * generator.random((number % 4, 2))
+        heads = tuple(Head((x, y, x + 0.2, y + 0.3), ((y, x),) if k != 1 else (), IN if k != 1 else OUT) for k, (x, y) in enumerate(corners.tolist()))
+        scenes.append(Scene(f"{number}.png", tmp_path / "a.png", heads))
+    done: list[int] = []
+    found = evaluate(Corner(), scenes, advance=done.append)
+    single = MetricAccumulator()
+    for answer in answers(Corner(), [scene for scene in scenes if scene.heads]):
+        single.add(answer.heatmap, answer.inout, truths(answer.scene))
+    assert found.metrics == single.result() and len(found.rows) == 44 and sum(done) == 30
+    assert found.rows.scene.tolist() == single.rows().scene.tolist() and found.metrics.ap is not None
+    assert evaluate(Corner(), scenes[:1]).metrics.heads == 0
