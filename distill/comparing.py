@@ -62,7 +62,7 @@ def contender(spec: str, role: str, model: GazeFunction, name: str) -> Contender
 def _megabytes(spec: str) -> float | None:
     from teachers.catalogue import DEMO, store
 
-    path = Path(spec)
+    path = Path(spec.removeprefix("onnx:").partition("?adapter=")[0])
     candidates = [path] if path.is_file() and path.suffix != ".npz" else []  # stored predictions are no weights
     for folder in (path / "student", path, *([DEMO] if spec == "demo" else []), store() / spec):
         candidates.append(folder / "model.safetensors")

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from distill.comparing import Contender, compare, draw, gallery, milliseconds
+from distill.comparing import Contender, compare, contender, draw, gallery, milliseconds
 from distill.errors import DataError
 from distill.evaluation import SceneAnswer, answers, evaluate, truths
 from distill.gate_scenes import GateScenes, Shown
@@ -116,3 +116,10 @@ def test_scoring_many_heads_at_once_is_scoring_scene_by_scene(tmp_path: Path) ->
     assert found.metrics == single.result() and len(found.rows) == 43 and sum(done) == 30
     assert found.rows.scene.tolist() == single.rows().scene.tolist() and found.metrics.ap is not None
     assert evaluate(Corner(), scenes[:1]).metrics.heads == 0
+
+
+def test_a_black_box_has_the_size_of_its_file(tmp_path: Path) -> None:
+    (tmp_path / "peer.onnx").write_bytes(bytes(1500))
+    for spec in (f"{tmp_path}/peer.onnx", f"onnx:{tmp_path}/peer.onnx", f"onnx:{tmp_path}/peer.onnx?adapter=mine"):
+        assert contender(spec, "student", Watcher(), "peer").megabytes == pytest.approx(0.0015)
+    assert contender(f"{tmp_path}/theirs.npz", "student", Watcher(), "theirs").megabytes is None

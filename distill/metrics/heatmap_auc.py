@@ -33,6 +33,7 @@ def gazefollow_auc(heatmap: ArrayLike, points: ArrayLike, width: int, height: in
     positive pixels are ``int(x·width), int(y·height)`` of ``points [A,2]`` in [0,1], clipped to the picture, each
     counted once; all others are negative. Equal to :func:`distill.metrics.roc_auc` of ``resize_bilinear(...)``, ties
     included, without making or sorting that map: see :mod:`distill.metrics.pixel_counts`.
+    Source: ``gazefollow_auc`` in ``gazelle/utils.py`` of fkryan/gazelle; ``eval_on_gazefollow.py`` of ejcgt/attention-target-detection.
 
     Raises MetricError for a heatmap that is not finite, no point, a negative point (the mark of an out-of-frame head),
     and a picture with no negative pixel.
@@ -54,8 +55,8 @@ def gazefollow_auc(heatmap: ArrayLike, points: ArrayLike, width: int, height: in
 def gazefollow_auc_64(heatmaps: ArrayLike, points: Sequence[ArrayLike]) -> np.ndarray:
     """The variant on the heatmap's own grid: ``heatmaps [N,h,w]``, usually 64×64, ``points`` N × ``[A,2]`` → ``[N]``.
 
-    Positives are the cells ``int(x·w), int(y·h)``, clipped; no resize, so the sigmoid changes nothing. Sharingan prints
-    a form of this one as GazeFollow AUC (``GFTestAUC`` in its ``src/metrics.py``), with ``int(x·(w−1))`` for the cell.
+    Positives are the cells ``int(x·w), int(y·h)``, clipped; no resize, so the sigmoid changes nothing.
+    Source: idiap/sharingan prints a form of this one as GazeFollow AUC (``GFTestAUC`` in its ``src/metrics.py``), with ``int(x·(w−1))`` for the cell.
 
     Raises MetricError as :func:`gazefollow_auc` does.
     """
@@ -76,6 +77,8 @@ def vat_auc(heatmap: ArrayLike, point: ArrayLike) -> float:
     Positives are the box of ±3σ cells (σ = 3) around ``point [2]`` in [0,1]: columns ``int(64x − 9)`` to
     ``int(64x + 10)``, exclusive, cut to 0 and 63, rows alike. The cut at 63 is exclusive too, so the last row and
     column are never positive: so it is published, and so it stays.
+    Source: ``vat_auc`` in ``gazelle/utils.py`` of fkryan/gazelle; ``eval_on_videoatttarget.py`` and ``utils/imutils.py`` of
+    ejcgt/attention-target-detection.
 
     Raises MetricError for a heatmap that is not finite or not 64×64, and for a point outside the picture.
     """

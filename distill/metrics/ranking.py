@@ -70,7 +70,8 @@ def average_precision(scores: ArrayLike, labels: ArrayLike) -> float | None:
     """Average precision of ``scores [N]`` against ``labels [N]`` in {0,1}: Σ (R_n − R_{n−1}) P_n over distinct scores.
 
     The step-wise sum of scikit-learn's ``average_precision_score`` (heads of equal score enter together, nothing is
-    interpolated), which VideoAttentionTarget's evaluation uses for in/out. ``None`` when only one class, or no head, is
+    interpolated), which VideoAttentionTarget's evaluation uses for in/out (source: ``eval_on_videoatttarget.py`` of
+    ejcgt/attention-target-detection). ``None`` when only one class, or no head, is
     there: then AP is a constant, as on GazeFollow's test split, where every head is in.
 
     Raises MetricError for scores that are not finite and shapes that differ.
