@@ -222,7 +222,7 @@ def _inspect(path: Path, *, exif: bool) -> tuple[tuple[int, int], bytes] | str:
         data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return "picture missing"
-    except OSError:
+    except (OSError, ValueError):  # a name with a zero byte in it is a ValueError
         return "picture unreadable"
     try:
         with Image.open(io.BytesIO(data)) as picture:

@@ -48,9 +48,10 @@ def sideways(tmp_path: Path) -> Scene:
 
 def test_photographs_are_scored_timed_and_drawn_upright(sideways: Scene) -> None:
     model = Watcher()
-    evaluate(model, [sideways], exif=True)
+    found = evaluate(model, [sideways], exif=True)
     milliseconds(model, [sideways], exif=True)
-    items = gallery([sideways], model, model, 1, exif=True)
+    items = gallery([sideways], model, model, 1, rows=found.rows, exif=True)
+    assert items[0].student_error == items[0].teacher_error == found.metrics.avg_l2
     assert set(model.white) == {"right"} and len(model.white) == 1 + 3 + 1 + 1
     width, height = items[0].truth.size  # type: ignore[union-attr]
     assert height > 1.5 * width
@@ -64,7 +65,7 @@ def test_data_sets_are_scored_as_they_are_stored(sideways: Scene) -> None:
     stored = Scene("turned.png", sideways.picture, (Head((0.1, 0.1, 0.3, 0.5), ((0.5, 0.5),), IN),))
     compare([Contender("watcher", "student", model)], SceneSet("gazefollow", sideways.picture.parent, "test", (stored,)), training=None)
     gallery([stored], model, None, 1)
-    assert set(model.white) == {"top"} and len(model.white) == 1 + 3 + 1
+    assert set(model.white) == {"top"} and len(model.white) == 1 + 3 + 1 + 1
     with pytest.raises(DataError, match=r"box 2, 22, 8, 38 lies outside its picture .*\(40 x 20 pixels\)"):
         evaluate(model, [sideways])
 

@@ -15,7 +15,7 @@ from distill.commands import data as command
 from distill.contact_sheet import WIDTH, contact_sheet
 from distill.datacheck import DataReport, check_data, write_record
 from distill.datastats import data_stats
-from distill.errors import ConfigurationError, DataError
+from distill.errors import ConfigurationError, DataError, PictureError
 from distill.metrics import HeadTruth, MetricAccumulator
 from distill.pictures import load_picture
 from distill.readers import open_data, open_splits
@@ -98,6 +98,15 @@ def test_broken_pictures_are_named(tmp_path: Path) -> None:
     # Broken pictures take no part in the rows without a model, nor are they opened when pictures are left alone.
     assert report.baselines is not None and report.baselines.heads == 4 and report.baselines.of == 8
     assert check_data([data], pictures=False, baselines=False).findings == ()
+
+
+def test_a_picture_whose_name_no_file_can_have(tmp_path: Path) -> None:
+    row = train_row("a\0.jpg", 0, (0, 0, 9, 9), (0.5, 0.5), 1)
+    (tmp_path / TRAIN).write_text(row)
+    data = open_data(tmp_path, "trainval")
+    assert _found(check_data([data])) == {"picture unreadable": 1}
+    with pytest.raises(PictureError, match=r"cannot be read .*null byte"):
+        load_picture(data.scenes[0].picture)
 
 
 def test_boxes_against_the_picture(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_markdown_and_text_carry_protocol_and_digests(world: Path, capsys: pytes
         capsys, world / "here", world / "there", "--data", data, "--paired", world / "there", "--resamples", 100, "--detail", "--markdown", file
     )
     assert code == 0, err
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     digests = [load_model(world / name)[1]["weights_digest"] for name in ("here", "there")]
     for needed in (open_data(data, "test").digest(), *digests, "protocol vat", "no intervals: they need two clips"):
         assert needed in text and needed in out
@@ -121,7 +121,7 @@ def test_the_report_reads_what_eval_writes(tmp_path: Path) -> None:
     save_rows(tmp_path, rows, data="x", machine="y", details={"models": [{"name": "a"}], "rows": "never these", "protocol": "vat"})
     facts = gather_facts(tmp_path)
     assert facts.rows == tuple(rows) and (facts.data, facts.machine) == ("x", "y")
-    assert json.loads((tmp_path / "eval.json").read_text())["protocol"] == "vat"
+    assert json.loads((tmp_path / "eval.json").read_text(encoding="utf-8"))["protocol"] == "vat"
 
 
 def test_pictures_without_labels_are_refused_before_anything_is_scored(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,19 +178,19 @@ def test_a_gallery_is_asked_for_with_and_without_a_number(words: tuple[str, ...]
     given = [str(run_dir) if word == "RUN" else word for word in words]
     code, _, err = evaluated(capsys, *given, "--data", world / "gf", "--split", "trainval", "--resamples", 0, "--teacher", world / "there")
     assert code == 0, err
-    items = json.loads((run_dir / "gallery/gallery.json").read_text())["items"]
+    items = json.loads((run_dir / "gallery/gallery.json").read_text(encoding="utf-8"))["items"]
     assert len(items) == (3 if "3" in "".join(words) else 9)
     assert {item["caption"].partition(":")[0] for item in items} == {"best", "median", "worst"}
     for item in items:
         assert all((run_dir / "gallery" / item[role]).is_file() for role in ("truth", "teacher", "student"))
-    rows = {row["name"]: row["role"] for row in json.loads((run_dir / "eval.json").read_text())["rows"]}
+    rows = {row["name"]: row["role"] for row in json.loads((run_dir / "eval.json").read_text(encoding="utf-8"))["rows"]}
     assert rows == {str(world / "there"): "teacher", "mine": "student"}
 
 
 def test_models_may_stand_around_the_gallery(run_dir: Path, world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--gallery", world / "there", run_dir, "--data", world / "gf", "--resamples", 0, "--json")
     assert [row["name"] for row in json.loads(evaluated(capsys, *words)[1])["rows"][2:]] == ["there", "mine"]
-    assert len(json.loads((run_dir / "gallery/gallery.json").read_text())["items"]) == 2  # all scenes that there are
+    assert len(json.loads((run_dir / "gallery/gallery.json").read_text(encoding="utf-8"))["items"]) == 2  # all scenes that there are
 
 
 def test_a_gallery_without_a_run_is_not_passed_over(world: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -161,7 +161,8 @@ def run(options: argparse.Namespace) -> int:
             save_rows(home, rows, data=f"{len(chosen)} scenes of {data}, split {split}", machine=machine(), details=results.facts())
             if cases:
                 student, _ = load_gaze(str(home), options.device)
-                save_gallery(home, gallery(chosen, student, teacher, cases, device, exif=scenes.reader == "folder"))
+                own = next(result.rows for spec, result in zip(specs, found.evaluations, strict=True) if Path(spec) == home)
+                save_gallery(home, gallery(chosen, student, teacher, cases, device, rows=own, exif=scenes.reader == "folder"))
         except OSError as error:
             # A run that is somebody else's, or on a disk that is full or read-only, can be scored all the same.
             warn(f"{home} cannot be written to ({error}): the scores stand here alone, its report does not get them")
@@ -220,7 +221,7 @@ def saved_configuration(run_dir: Path) -> tuple[Any, dict[str, Any]]:
 
     path = run_dir / "config.json"
     try:
-        sections = json.loads(path.read_text())
+        sections = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise RunError(f"{path} cannot be read ({error}); train the run again under another --name") from None
     facts = sections.pop("facts", {})
