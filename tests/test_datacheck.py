@@ -211,6 +211,34 @@ def test_baselines_against_brute_force(tmp_path: Path) -> None:
     assert (bounds := found.rows[-1].intervals["avg_l2"]) is not None and bounds.clusters == 2
 
 
+def test_annotations_without_their_pictures_have_the_rows_that_need_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_gazefollow(tmp_path / "d", 40)
+    whole = check_data(open_splits(data)).baselines
+    for picture in data.rglob("*.jpg"):
+        picture.unlink()
+    for pictures in (False, True):
+        found = check_data(open_splits(data), pictures=pictures).baselines
+        assert found is not None and whole is not None and found.protocol == "gazefollow64" and found.heads == whole.heads
+        for row, seen in zip(found.rows, whole.rows, strict=True):
+            if row.name in ("head-position prior", "saliency"):
+                assert (row.metrics, row.reason) == (None, "no picture opens")
+                continue
+            assert row.metrics is not None and seen.metrics is not None and (row.name, row.reason) == (seen.name, seen.reason)
+            assert row.metrics.angle is None and row.intervals["angle"] is None
+            for name in ("avg_l2", "avg_l2_mean_of", "min_l2"):
+                assert getattr(row.metrics, name) == pytest.approx(getattr(seen.metrics, name), abs=1e-12)
+            assert row.intervals["avg_l2"] == seen.intervals["avg_l2"]
+    human, centre = found.rows[-1].metrics, found.rows[1].metrics
+    assert human is not None and centre is not None and human.auc > centre.auc > 0  # type: ignore[operator]
+    assert _data("check", str(data), "--no-pictures") == 0
+    assert "AUC on 64×64 cells, as no picture opens" in " ".join(capsys.readouterr().out.split())
+    # Points in pixels mean nothing without the pictures' sizes.
+    video = write_vat(tmp_path / "v")
+    for picture in video.rglob("*.jpg"):
+        picture.unlink()
+    assert check_data(open_splits(video), pictures=False).baselines is None
+
+
 def test_test_split_alone_has_no_prior_unless_given_one(tmp_path: Path) -> None:
     write_gazefollow(tmp_path, 12)
     test = open_data(tmp_path, "test")
@@ -231,8 +259,9 @@ def test_many_heads_are_thinned_and_the_number_is_told(tmp_path: Path) -> None:
     assert metrics is not None and metrics.heads_in == report.baselines.heads
 
 
-def test_unlabelled_pictures_have_no_rows(tmp_path: Path) -> None:
+def test_unlabelled_pictures_have_no_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check_data(open_splits(write_folder(tmp_path))).baselines is None
+    assert _data("check", str(tmp_path)) == 0 and "No rows without a model" in capsys.readouterr().out
 
 
 def test_video_uses_its_own_protocol(tmp_path: Path) -> None:
@@ -369,7 +398,7 @@ def test_the_report_does_not_wait_for_the_sheet(stands_in_the_way: str, tmp_path
     assert _data("check", str(data)) == 0
     said = capsys.readouterr()
     assert "warning: no contact sheet: " in said.err and ("picture corrupt" in said.out) == (stands_in_the_way == "no picture opens")
-    assert ("No rows without a model" in said.out) == (stands_in_the_way == "no picture opens")
+    assert ("as no picture opens" in " ".join(said.out.split())) == (stands_in_the_way == "no picture opens")
     with pytest.raises((DataError, OSError)):
         _data("check", str(data), "--sheet", "asked/sheet.png", "--json")
     assert "sheet" not in json.loads(capsys.readouterr().out)

@@ -164,7 +164,7 @@ def run_check(args: argparse.Namespace) -> int:
         for renderable in _check_tables(report):
             print_result(renderable)
         if report.baselines is None and not args.no_baselines:
-            print_result("No rows without a model: they need a head in the frame, with a gaze point, in a picture that opens.")
+            print_result("No rows without a model: they need heads in the frame with gaze points, and pictures that open where these are in pixels.")
         if sheet is not None:
             say(f"contact sheet: {sheet}")
         if args.out is not None:
@@ -225,6 +225,11 @@ def _check_tables(report: DataReport) -> list[Table | str]:
     return tables
 
 
+AUCS = {
+    "vat": "VideoAttentionTarget's AUC", "gazefollow": "GazeFollow's AUC", "gazefollow64": "AUC on 64×64 cells, as no picture opens and its size is not known",
+}
+
+
 def _baselines_table(baselines: Baselines) -> Table:
     from distill.console import table
     from distill.score_tables import NAMES, with_interval
@@ -239,7 +244,7 @@ def _baselines_table(baselines: Baselines) -> Table:
         else:
             rows.append([row.name, *(with_interval(name, found, row.intervals) for name in names), row.reason])
     of = f"all {baselines.of:,}" if baselines.heads == baselines.of else f"{baselines.heads:,} of {baselines.of:,}"
-    auc = {"vat": "VideoAttentionTarget's AUC", "gazefollow": "GazeFollow's AUC"}[baselines.protocol]
+    auc = AUCS[baselines.protocol]
     columns = ["row", *(NAMES[name] for name in names), ""]
     if not any(row.reason for row in baselines.rows):
         columns, rows = columns[:-1], [row[:-1] for row in rows]
