@@ -161,8 +161,15 @@ def test_intervals_of_video_are_by_clip_and_constant_answers_are_flagged(world: 
 
 
 def test_a_single_clip_has_no_interval_and_the_table_says_so(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = evaluated(capsys, world / "here", "--data", world / "vat", "--split", "test")
+    words = (world / "here", "--data", world / "vat", "--split", "test", "--paired", world / "there")
+    code, out, _ = evaluated(capsys, *words)
     assert code == 0 and "no intervals: they need two clips or more" in " ".join(out.split())
+    assert "here less there: whether it is real cannot be said of fewer than two clips" in " ".join(out.split())
+    facts = json.loads(evaluated(capsys, *words, "--json")[1])
+    mine, theirs = (card["metrics"]["avg_l2"] for card in facts["models"][-2:])
+    assert set(facts["paired"][0]["differences"].values()) == {None} and mine != theirs
+    (line,) = (line for line in out[out.index("less there") :].splitlines() if "│ avg L2" in line)
+    assert f"{mine - theirs:+.3f}" in line and "not shown" in line
 
 
 @pytest.fixture
