@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fixtures import write_gazefollow
 from PIL import Image
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from distill.errors import DataError
 from distill.evaluation import SceneAnswer, answers, evaluate, truths
 from distill.gate_scenes import GateScenes, Shown
 from distill.metrics import MetricAccumulator, sigmoid
+from distill.readers import open_data
 from distill.scenes import IN, OUT, Head, Scene, SceneSet
 from teachers.contract import GazeOutput
 
@@ -103,13 +105,13 @@ def test_scoring_many_heads_at_once_is_scoring_scene_by_scene(tmp_path: Path) ->
             cells = torch.arange(64.0).reshape(1, 8, 8)
             return GazeOutput(torch.sin(cells * (1 + boxes.sum(dim=1)[:, None, None])), boxes[:, 0])
 
-    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    first = open_data(write_gazefollow(tmp_path, 1), "trainval").scenes[0]
     generator = np.random.default_rng(0)
     scenes = []
     for number in range(30):
         corners = 0.5 * generator.random((number % 4, 2))
         heads = tuple(Head((x, y, x + 0.2, y + 0.3), ((y, x),) if k != 1 else (), IN if k != 1 else OUT) for k, (x, y) in enumerate(corners.tolist()))
-        scenes.append(Scene(f"{number}.png", tmp_path / "a.png", heads))
+        scenes.append(replace(first, key=f"{number}.png", heads=heads, box_pixels=False))
     done: list[int] = []
     found = evaluate(Corner(), scenes, advance=done.append)
     single = MetricAccumulator()
