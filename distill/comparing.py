@@ -17,7 +17,7 @@ from distill.cases import pick_cases
 from distill.console import progress
 from distill.datacheck_baselines import BaselineRow, score_baselines
 from distill.evaluation import Evaluation, GazeFunction, SceneAnswer, answers, evaluate, protocol_of
-from distill.metrics import predicted_point, sigmoid
+from distill.metrics import HeadRows, predicted_point, sigmoid
 from distill.metrics.bootstrap import RESAMPLES, SEED
 from distill.overlay import Person, Style, overlay
 from distill.picture_sizes import SizeMemory
@@ -62,7 +62,7 @@ def contender(spec: str, role: str, model: GazeFunction, name: str) -> Contender
 def _megabytes(spec: str) -> float | None:
     from teachers.catalogue import DEMO, store
 
-    path = Path(spec)
+    path = Path(spec.removeprefix("onnx:").partition("?adapter=")[0])
     candidates = [path] if path.is_file() and path.suffix != ".npz" else []  # stored predictions are no weights
     for folder in (path / "student", path, *([DEMO] if spec == "demo" else []), store() / spec):
         candidates.append(folder / "model.safetensors")
@@ -168,20 +168,25 @@ def gallery(
     count: int,
     device: str = "cpu",
     *,
+    rows: HeadRows | None = None,
     exif: bool = False,
 ) -> list[GalleryItem]:
     """The best, the median and the worst cases of ``student``, a third each: truth, teacher and student side by side.
 
-    ``exif`` turns pictures upright, as is right for those of the reader ``folder``.
+    ``rows`` are those of the student's evaluation on ``scenes``; without them it answers for all scenes once more. ``exif`` turns pictures
+    upright, as is right for those of the reader ``folder``.
     """
-    with_gaze = [scene for scene in scenes if any(head.inout == IN and head.points for head in scene.heads)]
-    mine = list(answers(student, with_gaze, device=device, exif=exif))
-    errors = [_error(answer) for answer in mine]
-    picked = pick_cases(errors, count)
-    theirs = list(answers(teacher, [mine[n].scene for _, n in picked], device=device, exif=exif)) if teacher is not None else []
+    if rows is None:
+        rows = evaluate(student, scenes, protocol="gazefollow64", device=device, exif=exif).rows
+    every = _scene_errors(rows, scenes)
+    with_gaze = np.flatnonzero(~np.isnan(every)).tolist()
+    picked = [(kind, with_gaze[place]) for kind, place in pick_cases([every[number] for number in with_gaze], count)]
+    shown_scenes = [scenes[number] for _, number in picked]
+    mine = list(answers(student, shown_scenes, device=device, exif=exif))
+    theirs = list(answers(teacher, shown_scenes, device=device, exif=exif)) if teacher is not None else []
     items = []
     for place, (kind, number) in enumerate(picked):
-        answer = mine[number]
+        answer = mine[place]
         picture = load_picture(answer.scene.picture, exif=exif)
         items.append(
             GalleryItem(
@@ -190,10 +195,17 @@ def gallery(
                 teacher=draw(picture, theirs[place], truth=True) if theirs else None,
                 student=draw(picture, answer, truth=True),
                 teacher_error=_error(theirs[place]) if theirs else None,
-                student_error=errors[number],
+                student_error=float(every[number]),
             )
         )
     return items
+
+
+def _scene_errors(rows: HeadRows, scenes: Sequence[Scene]) -> np.ndarray:
+    """Mean distance ``[S]`` of each scene's heads in the frame to their mean annotation, NaN where it has none; ``rows`` are in their order."""
+    owner = np.repeat(np.arange(len(scenes)), [len(scene.heads) for scene in scenes])
+    sums, counts = (np.bincount(owner[rows.scored], weights, len(scenes)) for weights in (rows.avg_l2[rows.scored], None))
+    return np.divide(sums, counts, out=np.full(len(scenes), np.nan), where=counts > 0)
 
 
 def _error(answer: SceneAnswer) -> float:

@@ -7,7 +7,7 @@ import random
 import numpy as np
 from PIL import Image
 
-from distill.errors import DataError, PictureError
+from distill.errors import DataError
 from distill.overlay import Person, Style, overlay, panel
 from distill.pictures import load_picture
 from distill.scenes import IN, OUT, UNKNOWN, Scene, SceneSet
@@ -19,7 +19,7 @@ def contact_sheet(scene_set: SceneSet, n: int = 24, seed: int = 0, *, columns: i
     """Draw ``n`` scenes, chosen by ``seed``, each person in a colour of their own.
 
     A line runs from the head to the (mean) gaze point, crosses mark every annotator's point where there are several, a
-    dashed box is a head that looks out of the frame. Pictures that cannot be opened are left out. Raises
+    dashed box is a head that looks out of the frame. Pictures that cannot be opened, or lie on their side, are left out. Raises
     :class:`DataError` when none can.
     """
     chosen = random.Random(seed).sample(range(len(scene_set)), k=len(scene_set))
@@ -29,11 +29,11 @@ def contact_sheet(scene_set: SceneSet, n: int = 24, seed: int = 0, *, columns: i
             break
         scene = scene_set.scenes[index]
         try:
-            picture = load_picture(scene.picture, exif=scene_set.reader == "folder")
-        except PictureError:
-            # The check counts and names it; the sheet shows another one.
+            drawn = _drawn(scene, load_picture(scene.picture, exif=scene_set.reader == "folder"))
+        except DataError:
+            # Broken, or turned against its annotations: the check counts and names it; the sheet shows another one.
             continue
-        cells.append((_caption(scene), _drawn(scene, picture)))
+        cells.append((_caption(scene), drawn))
     if not cells:
         raise DataError(f"no picture of split {scene_set.split!r} of {scene_set.root} can be opened; check the folder")
     return panel(cells, columns, width=WIDTH)

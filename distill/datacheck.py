@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from distill.console import progress
-from distill.datacheck_baselines import Baselines, Sizes, score_baselines
+from distill.datacheck_baselines import Baselines, Sizes, score_baselines, score_without_pictures
 from distill.errors import DataError
 from distill.picture_sizes import SizeMemory
 from distill.pictures import digest_bytes, upright_size
@@ -113,6 +113,7 @@ def check_data(
             apart = {"val": ("train",), "test": ("train", "trainval")}.get(evaluated.split, ())
             training = training or next((data for data in sets if data.split in apart), None)
             scored = score_baselines(evaluated, training, sizes, tuple(opened), baseline_heads)
+            scored = scored or score_without_pictures(evaluated, training, baseline_heads)
             scored = _with_human(scored, sets, sizes, tuple(opened), baseline_heads)
     return DataReport(
         reader=sets[0].reader,
@@ -130,10 +131,11 @@ def _with_human(scored: Baselines | None, sets: Sequence[SceneSet], sizes: Sizes
         return scored
     for data in sets:
         if data.split != scored.split and any(len(head.points) > 1 for scene in data.scenes for head in scene.heads):
-            found = score_baselines(data, None, sizes, opened, limit, only=("one human",))
+            human = ("one human",)
+            found = score_baselines(data, None, sizes, opened, limit, only=human) or score_without_pictures(data, None, limit, only=human)
             if found is not None and found.rows[0].metrics is not None:
-                human = replace(found.rows[0], reason=f"on {data.split}, {found.rows[0].metrics.heads:,} heads")
-                return replace(scored, rows=(*scored.rows[:-1], human))
+                row = replace(found.rows[0], reason=f"on {data.split}, {found.rows[0].metrics.heads:,} heads")
+                return replace(scored, rows=(*scored.rows[:-1], row))
     return scored
 
 
@@ -222,7 +224,7 @@ def _inspect(path: Path, *, exif: bool) -> tuple[tuple[int, int], bytes] | str:
         data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return "picture missing"
-    except OSError:
+    except (OSError, ValueError):  # a name with a zero byte in it is a ValueError
         return "picture unreadable"
     try:
         with Image.open(io.BytesIO(data)) as picture:

@@ -12,7 +12,16 @@ from pathlib import Path
 
 import numpy as np
 
-from distill.baselines import FixedBias, HeadPrior, centre_map, gaussian_maps, one_human, random_errors, saliency_map
+from distill.baselines import (
+    GRID,
+    FixedBias,
+    HeadPrior,
+    centre_map,
+    gaussian_maps,
+    one_human,
+    random_errors,
+    saliency_map,
+)
 from distill.console import Bar, progress
 from distill.errors import PictureError
 from distill.metrics import (
@@ -31,6 +40,7 @@ from distill.scenes import IN, Head, Scene, SceneSet
 from distill.splits import fraction
 
 ROWS = ("random", "centre", "fixed bias", "head-position prior", "saliency", "one human")
+PICTURELESS = ("random", "centre", "fixed bias", "one human")
 Sizes = dict[Path, tuple[int, int]]
 
 
@@ -146,6 +156,34 @@ def score_baselines(
             else:
                 rows.append(BaselineRow(name, found.metrics(), "", intervals(found, resamples=resamples, seed=seed) if resamples else {}))
     return Baselines(evaluated.split, protocol, len(heads), of, len(known), tuple(rows))
+
+
+def score_without_pictures(evaluated: SceneSet, training: SceneSet | None, limit: int, *, only: Sequence[str] = ROWS) -> Baselines | None:
+    """The rows that gaze points alone are enough for, where no picture opens; None where points are in pixels of pictures of unknown size.
+
+    AUC is on the maps' own grid (``gazefollow64``), as the pictures' sizes are not known. There is no angle: head boxes are in pixels.
+    """
+    named = [name for name in only if name in PICTURELESS]
+    if not named or any(scene.point_pixels and scene.size is None for data in (evaluated, training) if data for scene in data.scenes):
+        return None
+    bare = [None if data is None else replace(data, scenes=tuple(map(_bare, data.scenes))) for data in (evaluated, training)]
+    assert bare[0] is not None
+    found = score_baselines(bare[0], bare[1], {}, (), limit, protocol="gazefollow64", only=named)
+    if found is None:
+        return None
+    rows = {
+        row.name: replace(row, metrics=row.metrics and replace(row.metrics, angle=None), intervals={**row.intervals, "angle": None}) for row in found.rows
+    }
+    return replace(found, rows=tuple(rows.get(name, BaselineRow(name, None, "no picture opens")) for name in only))
+
+
+def _bare(scene: Scene) -> Scene:
+    """The scene with points in [0,1], as of a picture of the maps' own size, and boxes that mean nothing."""
+    width, height = scene.size if scene.size and scene.point_pixels else (1, 1)
+    heads = (
+        replace(head, box=(0.0, 0.0, 1.0, 1.0), points=tuple((x / width, y / height) for x, y in head.points)) for head in scene.heads
+    )
+    return replace(scene, heads=tuple(heads), size=(GRID, GRID), box_pixels=False, point_pixels=False)
 
 
 def _is_scored(head: Head) -> bool:

@@ -21,9 +21,10 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         raise PictureError(f"picture {path} does not exist; check the data set's folder or the path given") from None
-    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
-        # The file's own fault, as a full table of open files would not be: one scene, which may be skipped.
-        raise PictureError(f"picture {path} cannot be read ({error.strerror}); replace the file, or make it readable") from None
+    except (PermissionError, IsADirectoryError, NotADirectoryError, ValueError) as error:
+        # The file's own fault, as a full table of open files would not be: one scene, which may be skipped. A zero byte in a name is a ValueError.
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise PictureError(f"picture {path} cannot be read ({reason}); replace the file, or make it readable") from None
 
 
 def decode(data: bytes, path: Path, *, exif: bool = False) -> np.ndarray:

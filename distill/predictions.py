@@ -24,6 +24,7 @@ import os
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -41,6 +42,11 @@ from distill.source import refuse_outside
 from teachers.contract import GazeOutput
 
 SUFFIX = ".npz"
+# What damaged archives give rise to: bits flipped in a header, in compressed data, in an array's own header.
+_DAMAGE = (
+    ValueError, KeyError, OSError, EOFError, TypeError, SyntaxError, OverflowError, NotImplementedError, RuntimeError, MemoryError, zipfile.BadZipFile,
+    zlib.error,
+)
 TOLERANCE = 0.01  # of the picture's sides; a pixel of a small picture, and far less than a head
 
 
@@ -76,7 +82,7 @@ class StoredPredictions:
             flat = scene.normalised(*picture_size(scene.picture, exif=exif))
             refuse_outside(scene, flat)
             rows = self._matched(flat)
-            heatmap = np.asarray(self.heatmap[rows], dtype=np.float32).reshape(len(rows), *self.heatmap.shape[1:])
+            heatmap = _real(self.heatmap[rows], np.float32).reshape(len(rows), *self.heatmap.shape[1:])
             yield SceneAnswer(flat, heatmap, None if self.inout is None else self.inout[rows])
 
     def _matched(self, scene: Scene) -> list[int]:
@@ -111,13 +117,13 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | 
             missing = [name for name in ("scene", "box", "heatmap") if name not in archive.files]
             if missing:
                 raise DataError(f"{path} has no {', '.join(missing)}; predictions hold scene [N], box [N,4], heatmap [N,h,w] and, optionally, inout [N]")
-            scene, box = archive["scene"], np.asarray(archive["box"], dtype=np.float64)
-            inout = np.asarray(archive["inout"], dtype=np.float32) if "inout" in archive.files else None
+            scene, box = archive["scene"], _real(archive["box"], np.float64)
+            inout = _real(archive["inout"], np.float32) if "inout" in archive.files else None
             name = str(archive["model"]) if "model" in archive.files else ""
             heatmap = _mapped(path, "heatmap.npy")
             if heatmap is None:
                 heatmap = archive["heatmap"]
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, TypeError) as error:
+    except _DAMAGE as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path} cannot be read as predictions ({error}); write it again with numpy.savez, without object arrays") from None
@@ -135,6 +141,13 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | 
     return scene, box, heatmap, inout, name
 
 
+def _real(array: np.ndarray, dtype: type) -> np.ndarray:
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"an array of {array.dtype} where real numbers are expected")
+    with np.errstate(over="ignore"):  # what becomes infinite is refused as such
+        return np.asarray(array, dtype=dtype)
+
+
 def _mapped(path: Path, member: str) -> np.ndarray | None:
     """An uncompressed array of the archive as a memory map, None where it is compressed or not in C order."""
     with zipfile.ZipFile(path) as archive:
@@ -144,13 +157,21 @@ def _mapped(path: Path, member: str) -> np.ndarray | None:
     with path.open("rb") as stream:
         stream.seek(info.header_offset + 26)
         name, extra = (int.from_bytes(stream.read(2), "little") for _ in range(2))
-        stream.seek(name + extra, os.SEEK_CUR)
+        start = stream.seek(name + extra, os.SEEK_CUR)
         major, _ = np.lib.format.read_magic(stream)
         header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = header(stream)
         if fortran or dtype.hasobject or 0 in shape:
             return None
-        return np.memmap(path, dtype=dtype, mode="r", offset=stream.tell(), shape=shape)
+        begin = stream.tell()
+        # Whoever reads the archive's way is told of a flipped bit; a memory map is not, so the sum is checked here (a second for a gigabyte).
+        stream.seek(start)
+        left, found = info.file_size, 0
+        while left and (part := stream.read(min(left, 1 << 22))):
+            left, found = left - len(part), zlib.crc32(part, found)
+        if left or found != info.CRC:
+            raise ValueError(f"{member} is damaged, its checksum does not match")
+        return np.memmap(path, dtype=dtype, mode="r", offset=begin, shape=shape)
 
 
 class RecordedModel:

@@ -32,7 +32,7 @@ class Sheet:
 def sheets(cards: Scorecards, *, detail: bool) -> list[Sheet]:
     """Scores with intervals, paired differences, and with ``detail`` slices and reliability of every model."""
     found = [_scores(cards)]
-    found += [_pair(pair) for pair in cards.pairs]
+    found += [_pair(pair, cards) for pair in cards.pairs]
     if detail:
         for card in cards.cards:
             if card.slices:
@@ -104,8 +104,10 @@ def _scores(cards: Scorecards) -> Sheet:
     return Sheet(title, ("model", *(heading for _, heading, _ in used)), tuple(rows))
 
 
-def _pair(pair: Pair) -> Sheet:
+def _pair(pair: Pair, cards: Scorecards) -> Sheet:
     rows = []
+    if not any(pair.differences.values()):
+        return _plain_pair(pair, cards)
     for name, _, digits in COLUMNS:
         found = pair.differences.get(name)
         if found is None:
@@ -117,6 +119,18 @@ def _pair(pair: Pair) -> Sheet:
         rows.append((NAMES[name], f"{found.value:+.{digits}f}", bounds, f"{found.p:.3f}", f"{found.better:.0%}", verdict))
     columns = ("metric", "difference", "95 % interval", "p", "better in", "verdict")
     return Sheet(f"{pair.name} less {pair.other}, on the same heads", columns, tuple(rows))
+
+
+def _plain_pair(pair: Pair, cards: Scorecards) -> Sheet:
+    """The differences alone, where there is no interval to judge them by."""
+    mine, theirs = (next(card.metrics for card in cards.cards if card.name == name) for name in (pair.name, pair.other))
+    rows = []
+    for name, _, digits in COLUMNS:
+        values = getattr(mine, name), getattr(theirs, name)
+        if values[0] is not None and values[1] is not None:
+            rows.append((NAMES[name], f"{values[0] - values[1]:+.{digits}f}", "not shown"))
+    title = f"{pair.name} less {pair.other}: whether it is real cannot be said of fewer than two {cards.clusters} with labels"
+    return Sheet(title, ("metric", "difference", "verdict"), tuple(rows))
 
 
 def _slices(card: Card) -> Sheet:

@@ -60,6 +60,16 @@ def refuse_unlabelled(scenes: SceneSet, limit: int = 0) -> None:
         )
 
 
+def refuse_several_annotators(scenes: SceneSet) -> None:
+    """Raise :class:`ConfigurationError` for scenes whose heads have several gaze points: VideoAttentionTarget's AUC is of one."""
+    most = max((len(head.points) for scene in scenes.scenes for head in scene.heads), default=0)
+    if most > 1:
+        raise ConfigurationError(
+            f"protocol vat is of one annotator a head, and heads of {scenes.root}, split {scenes.split}, have up to {most}: use --protocol gazefollow, "
+            "or gazefollow64"
+        )
+
+
 def selection(config: RunConfig) -> dict[str, Any]:
     """What a run's facts say of the choice: the split, the metric, and how many scenes of it (0: all)."""
     return {"split": config.val_split, "metric": config.best_metric, "scenes": config.val_scenes}

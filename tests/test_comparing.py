@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fixtures import write_gazefollow
 from PIL import Image
 from torch import Tensor
 
-from distill.comparing import Contender, compare, draw, gallery, milliseconds
+from distill.comparing import Contender, compare, contender, draw, gallery, milliseconds
 from distill.errors import DataError
-from distill.evaluation import SceneAnswer, answers, evaluate
+from distill.evaluation import SceneAnswer, answers, evaluate, truths
 from distill.gate_scenes import GateScenes, Shown
-from distill.metrics import sigmoid
-from distill.scenes import IN, Head, Scene, SceneSet
+from distill.metrics import MetricAccumulator, sigmoid
+from distill.readers import open_data
+from distill.scenes import IN, OUT, Head, Scene, SceneSet
 from teachers.contract import GazeOutput
 
 
@@ -48,9 +51,10 @@ def sideways(tmp_path: Path) -> Scene:
 
 def test_photographs_are_scored_timed_and_drawn_upright(sideways: Scene) -> None:
     model = Watcher()
-    evaluate(model, [sideways], exif=True)
+    found = evaluate(model, [sideways], exif=True)
     milliseconds(model, [sideways], exif=True)
-    items = gallery([sideways], model, model, 1, exif=True)
+    items = gallery([sideways], model, model, 1, rows=found.rows, exif=True)
+    assert items[0].student_error == items[0].teacher_error == found.metrics.avg_l2
     assert set(model.white) == {"right"} and len(model.white) == 1 + 3 + 1 + 1
     width, height = items[0].truth.size  # type: ignore[union-attr]
     assert height > 1.5 * width
@@ -64,7 +68,7 @@ def test_data_sets_are_scored_as_they_are_stored(sideways: Scene) -> None:
     stored = Scene("turned.png", sideways.file, (Head((0.1, 0.1, 0.3, 0.5), ((0.5, 0.5),), IN),))
     compare([Contender("watcher", "student", model)], SceneSet("gazefollow", sideways.picture.parent, "test", (stored,)), training=None)
     gallery([stored], model, None, 1)
-    assert set(model.white) == {"top"} and len(model.white) == 1 + 3 + 1
+    assert set(model.white) == {"top"} and len(model.white) == 1 + 3 + 1 + 1
     with pytest.raises(DataError, match=r"box 2, 22, 8, 38 lies outside its picture .*\(40 x 20 pixels\)"):
         evaluate(model, [sideways])
 
@@ -89,3 +93,37 @@ def test_large_logits_are_drawn_without_a_warning() -> None:
         assert drawn.size[0] >= 720
         assert sigmoid(np.array([-1000.0, 0.0, 1000.0])).tolist() == [0.0, 0.5, 1.0]
         assert float(sigmoid(np.float32(-100.0))) == pytest.approx(np.exp(-100.0), rel=1e-12)
+
+
+def test_scoring_many_heads_at_once_is_scoring_scene_by_scene(tmp_path: Path) -> None:
+    """More heads than are scored in one call, a scene without any among them."""
+
+    class Corner:
+        input_size = (16, 16)
+
+        def __call__(self, images: Tensor, boxes: Tensor, image_index: Tensor) -> GazeOutput:
+            cells = torch.arange(64.0).reshape(1, 8, 8)
+            return GazeOutput(torch.sin(cells * (1 + boxes.sum(dim=1)[:, None, None])), boxes[:, 0])
+
+    first = open_data(write_gazefollow(tmp_path, 1), "trainval").scenes[0]
+    generator = np.random.default_rng(0)
+    scenes = []
+    for number in range(30):
+        corners = 0.5 * generator.random((number % 4, 2))
+        heads = tuple(Head((x, y, x + 0.2, y + 0.3), ((y, x),) if k != 1 else (), IN if k != 1 else OUT) for k, (x, y) in enumerate(corners.tolist()))
+        scenes.append(replace(first, key=f"{number}.png", heads=heads, box_pixels=False))
+    done: list[int] = []
+    found = evaluate(Corner(), scenes, advance=done.append)
+    single = MetricAccumulator()
+    for answer in answers(Corner(), [scene for scene in scenes if scene.heads]):
+        single.add(answer.heatmap, answer.inout, truths(answer.scene))
+    assert asdict(found.metrics) == pytest.approx(asdict(single.result()), abs=1e-12) and len(found.rows) == 43 and sum(done) == 30
+    assert found.rows.scene.tolist() == single.rows().scene.tolist() and found.metrics.ap is not None
+    assert evaluate(Corner(), scenes[:1]).metrics.heads == 0
+
+
+def test_a_black_box_has_the_size_of_its_file(tmp_path: Path) -> None:
+    (tmp_path / "peer.onnx").write_bytes(bytes(1500))
+    for spec in (f"{tmp_path}/peer.onnx", f"onnx:{tmp_path}/peer.onnx", f"onnx:{tmp_path}/peer.onnx?adapter=mine"):
+        assert contender(spec, "student", Watcher(), "peer").megabytes == pytest.approx(0.0015)
+    assert contender(f"{tmp_path}/theirs.npz", "student", Watcher(), "theirs").megabytes is None

@@ -6,23 +6,19 @@ import argparse
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from distill.baselines import saliency_map
 from distill.commands import data as command
 from distill.contact_sheet import WIDTH, contact_sheet
 from distill.datacheck import DataReport, check_data, write_record
 from distill.datastats import data_stats
-from distill.errors import DataError
-from distill.metrics import HeadTruth, MetricAccumulator
+from distill.errors import ConfigurationError, DataError, PictureError
 from distill.pictures import load_picture
 from distill.readers import open_data, open_splits
-from distill.scenes import IN, SceneSet
 from tests.fixtures import (
-    SIZE,
     train_row,
+    write_coco,
     write_folder,
     write_gazefollow,
     write_gazefollow_json,
@@ -31,6 +27,14 @@ from tests.fixtures import (
 )
 
 TRAIN, TEST = "train_annotations_release.txt", "test_annotations_release.txt"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory, where a check leaves its contact sheet unless told otherwise."""
+    folder = tmp_path_factory.mktemp("here")
+    monkeypatch.chdir(folder)
+    return folder
 
 
 def _found(report: DataReport) -> dict[str, int]:
@@ -91,6 +95,15 @@ def test_broken_pictures_are_named(tmp_path: Path) -> None:
     assert check_data([data], pictures=False, baselines=False).findings == ()
 
 
+def test_a_picture_whose_name_no_file_can_have(tmp_path: Path) -> None:
+    row = train_row("a\0.jpg", 0, (0, 0, 9, 9), (0.5, 0.5), 1)
+    (tmp_path / TRAIN).write_text(row)
+    data = open_data(tmp_path, "trainval")
+    assert _found(check_data([data])) == {"picture unreadable": 1}
+    with pytest.raises(PictureError, match=r"cannot be read .*null byte"):
+        load_picture(data.scenes[0].picture)
+
+
 def test_boxes_against_the_picture(tmp_path: Path) -> None:
     write_picture(tmp_path / "a.jpg")
     rows = [
@@ -143,83 +156,6 @@ def test_photographs_are_seen_upright(tmp_path: Path) -> None:
     data = open_data(tmp_path)
     assert _found(check_data([data])) == {"head box over the picture's edge": 1}
     assert data_stats(data).sizes == {"48 x 64": 1}
-
-
-# Rows without a model
-
-
-def test_baselines_against_brute_force(tmp_path: Path) -> None:
-    write_gazefollow(tmp_path, 40)
-    sets = open_splits(tmp_path)
-    report = check_data(sets)
-    found = report.baselines
-    assert found is not None and (found.split, found.protocol) == ("val", "gazefollow")
-    rows = {row.name: row.metrics for row in found.rows}
-    assert list(rows) == ["random", "centre", "fixed bias", "head-position prior", "saliency", "one human"]
-    # Only the test split has several annotators a head; leave-one-out by hand.
-    looks = [np.array(h.points) for scene in open_data(tmp_path, "test").scenes for h in scene.heads]
-    left = [[np.hypot(*(p - np.delete(many, k, axis=0).mean(axis=0))) for k, p in enumerate(many)] for many in looks]
-    human = rows["one human"]
-    assert human is not None and human.avg_l2 == pytest.approx(np.mean([np.mean(each) for each in left]))
-    assert found.rows[-1].reason == "on test, 3 heads" and human.heads == len(looks) == 3
-
-    def heads(data: SceneSet) -> list[tuple[np.ndarray, np.ndarray]]:
-        return [
-            (np.array([(h.box[0] + h.box[2]) / 2, (h.box[1] + h.box[3]) / 2]), np.array(h.points[0]))
-            for scene in data.scenes
-            for h in scene.normalised(*SIZE).heads
-            if h.inout == IN
-        ]
-
-    train, val = heads(sets[0]), heads(sets[1])
-    assert (found.heads, found.of, found.prior_heads) == (len(val), len(val), len(train))
-    centre = np.mean([np.hypot(*(gaze - 0.5)) for _, gaze in val])
-    prior = []
-    for place, gaze in val:
-        nearest = sorted(train, key=lambda other: float(np.sum((other[0] - place) ** 2)))[:50]
-        prior.append(np.hypot(*(np.mean([g for _, g in nearest], axis=0) - gaze)))
-    assert rows["centre"] is not None and rows["centre"].avg_l2 == pytest.approx(centre)
-    assert rows["head-position prior"] is not None
-    assert rows["head-position prior"].avg_l2 == pytest.approx(np.mean(prior))
-
-    salient = MetricAccumulator()
-    for scene in sets[1].scenes:
-        seen = [h for h in scene.normalised(*SIZE).heads if h.inout == IN]
-        maps = np.repeat(saliency_map(load_picture(scene.picture))[None], len(seen), axis=0)
-        salient.add(maps, None, [HeadTruth(np.array(h.points), IN, *SIZE, box=h.box) for h in seen])
-    assert rows["saliency"] == salient.result()
-    # One scene is not enough for an interval.
-    assert len(sets[1]) == 1 and all(bounds is None for row in found.rows[:-1] for bounds in row.intervals.values())
-    assert (bounds := found.rows[-1].intervals["avg_l2"]) is not None and bounds.clusters == 2
-
-
-def test_test_split_alone_has_no_prior_unless_given_one(tmp_path: Path) -> None:
-    write_gazefollow(tmp_path, 12)
-    test = open_data(tmp_path, "test")
-    alone = check_data([test]).baselines
-    reason = "no training split apart from the scored one"
-    assert alone is not None and [row.reason for row in alone.rows] == ["", "", reason, reason, "", ""]
-    own = check_data([open_data(tmp_path, "trainval")]).baselines
-    assert own is not None and own.prior_heads == 0 and [row.reason for row in own.rows[:5]] == ["", "", reason, reason, ""]
-    with_prior = check_data([test], training=open_data(tmp_path, "train")).baselines
-    assert with_prior is not None and all(row.metrics is not None for row in with_prior.rows)
-
-
-def test_many_heads_are_thinned_and_the_number_is_told(tmp_path: Path) -> None:
-    report = check_data(open_splits(write_gazefollow(tmp_path, 80)), baseline_heads=4)
-    assert report.baselines is not None
-    assert 0 < report.baselines.heads <= 4 < report.baselines.of
-    metrics = report.baselines.rows[0].metrics
-    assert metrics is not None and metrics.heads_in == report.baselines.heads
-
-
-def test_unlabelled_pictures_have_no_rows(tmp_path: Path) -> None:
-    assert check_data(open_splits(write_folder(tmp_path))).baselines is None
-
-
-def test_video_uses_its_own_protocol(tmp_path: Path) -> None:
-    found = check_data(open_splits(write_vat(tmp_path))).baselines
-    assert found is not None and found.protocol == "vat" and found.heads == 22
 
 
 # Splits that are there
@@ -322,6 +258,50 @@ def test_strict_is_an_error_after_the_report(tmp_path: Path, capsys: pytest.Capt
         _data("check", str(tmp_path), "--strict", "--json", "--no-baselines")
     assert json.loads(capsys.readouterr().out)["findings"]
     assert _data("check", str(tmp_path), "--split", "test", "--strict") == 0
+
+
+def test_every_check_leaves_a_contact_sheet(tmp_path: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_gazefollow(tmp_path / "my data", 6)
+    assert _data("check", str(data), "--no-baselines", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["sheet"] == "runs/data-check/my data.jpg"
+    with Image.open(here / "runs/data-check/my data.jpg") as picture:
+        assert picture.format == "JPEG" and picture.width > WIDTH
+    (here / "runs/data-check/my data.jpg").unlink()
+    for words in (("--no-sheet",), ("--no-pictures",)):
+        assert _data("check", str(data), "--no-baselines", *words, "--json") == 0
+        assert "sheet" not in json.loads(capsys.readouterr().out) and not [*here.rglob("*.jpg")]
+    with pytest.raises(ConfigurationError, match="contradict"):
+        _data("check", str(data), "--no-sheet", "--sheet", "a.png")
+
+
+@pytest.mark.parametrize("stands_in_the_way", ["no picture opens", "a file where the folder should be"])
+def test_the_report_does_not_wait_for_the_sheet(stands_in_the_way: str, tmp_path: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A missing sheet is a warning; one that was asked for an error, but behind the report."""
+    data = write_gazefollow(tmp_path / "d", 3)
+    if stands_in_the_way == "no picture opens":
+        for picture in data.rglob("*.jpg"):
+            picture.write_bytes(b"")
+    for name in ("runs", "asked"):
+        if stands_in_the_way != "no picture opens":
+            (here / name).write_text("")
+    assert _data("check", str(data)) == 0
+    said = capsys.readouterr()
+    assert "warning: no contact sheet: " in said.err and ("picture corrupt" in said.out) == (stands_in_the_way == "no picture opens")
+    assert ("as no picture opens" in " ".join(said.out.split())) == (stands_in_the_way == "no picture opens")
+    with pytest.raises((DataError, OSError)):
+        _data("check", str(data), "--sheet", "asked/sheet.png", "--json")
+    assert "sheet" not in json.loads(capsys.readouterr().out)
+
+
+def test_a_turned_picture_is_not_on_the_sheet_and_the_others_are(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    turned = next(iter(open_data(tmp_path).scenes)).picture
+    with Image.open(turned) as picture:
+        upright = picture.copy()
+    upright.transpose(Image.Transpose.ROTATE_90).save(turned)
+    report = check_data([open_data(tmp_path)])
+    assert _found(report)["picture turned against its annotations"] == 1
+    assert contact_sheet(open_data(tmp_path), 6, 0).width < 1.5 * WIDTH
 
 
 def test_check_refuses_a_sheet_of_no_format_before_any_work(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_markdown_and_text_carry_protocol_and_digests(world: Path, capsys: pytes
         capsys, world / "here", world / "there", "--data", data, "--paired", world / "there", "--resamples", 100, "--detail", "--markdown", file
     )
     assert code == 0, err
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     digests = [load_model(world / name)[1]["weights_digest"] for name in ("here", "there")]
     for needed in (open_data(data, "test").digest(), *digests, "protocol vat", "no intervals: they need two clips"):
         assert needed in text and needed in out
@@ -121,7 +121,7 @@ def test_the_report_reads_what_eval_writes(tmp_path: Path) -> None:
     save_rows(tmp_path, rows, data="x", machine="y", details={"models": [{"name": "a"}], "rows": "never these", "protocol": "vat"})
     facts = gather_facts(tmp_path)
     assert facts.rows == tuple(rows) and (facts.data, facts.machine) == ("x", "y")
-    assert json.loads((tmp_path / "eval.json").read_text())["protocol"] == "vat"
+    assert json.loads((tmp_path / "eval.json").read_text(encoding="utf-8"))["protocol"] == "vat"
 
 
 def test_pictures_without_labels_are_refused_before_anything_is_scored(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,5 +161,77 @@ def test_intervals_of_video_are_by_clip_and_constant_answers_are_flagged(world: 
 
 
 def test_a_single_clip_has_no_interval_and_the_table_says_so(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = evaluated(capsys, world / "here", "--data", world / "vat", "--split", "test")
+    words = (world / "here", "--data", world / "vat", "--split", "test", "--paired", world / "there")
+    code, out, _ = evaluated(capsys, *words)
     assert code == 0 and "no intervals: they need two clips or more" in " ".join(out.split())
+    assert "here less there: whether it is real cannot be said of fewer than two clips" in " ".join(out.split())
+    facts = json.loads(evaluated(capsys, *words, "--json")[1])
+    mine, theirs = (card["metrics"]["avg_l2"] for card in facts["models"][-2:])
+    assert set(facts["paired"][0]["differences"].values()) == {None} and mine != theirs
+    (line,) = (line for line in out[out.index("less there") :].splitlines() if "│ avg L2" in line)
+    assert f"{mine - theirs:+.3f}" in line and "not shown" in line
+
+
+@pytest.fixture
+def run_dir(world: Path, tmp_path: Path) -> Path:
+    """A run as ``eval`` sees it: a student, a configuration, no teacher."""
+    shutil.copytree(world / "here", tmp_path / "runs/mine/student")
+    (tmp_path / "runs/mine/config.json").write_text("{}")
+    return tmp_path / "runs/mine"
+
+
+@pytest.mark.parametrize("words", [("RUN", "--gallery"), ("--gallery", "RUN"), ("--gallery=3", "RUN")])
+def test_a_gallery_is_asked_for_with_and_without_a_number(words: tuple[str, ...], run_dir: Path, world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [str(run_dir) if word == "RUN" else word for word in words]
+    code, _, err = evaluated(capsys, *given, "--data", world / "gf", "--split", "trainval", "--resamples", 0, "--teacher", world / "there")
+    assert code == 0, err
+    items = json.loads((run_dir / "gallery/gallery.json").read_text(encoding="utf-8"))["items"]
+    assert len(items) == (3 if "3" in "".join(words) else 9)
+    assert {item["caption"].partition(":")[0] for item in items} == {"best", "median", "worst"}
+    for item in items:
+        assert all((run_dir / "gallery" / item[role]).is_file() for role in ("truth", "teacher", "student"))
+    rows = {row["name"]: row["role"] for row in json.loads((run_dir / "eval.json").read_text(encoding="utf-8"))["rows"]}
+    assert rows == {str(world / "there"): "teacher", "mine": "student"}
+
+
+def test_models_may_stand_around_the_gallery(run_dir: Path, world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--gallery", world / "there", run_dir, "--data", world / "gf", "--resamples", 0, "--json")
+    assert [row["name"] for row in json.loads(evaluated(capsys, *words)[1])["rows"][2:]] == ["there", "mine"]
+    assert len(json.loads((run_dir / "gallery/gallery.json").read_text(encoding="utf-8"))["items"]) == 2  # all scenes that there are
+
+
+def test_a_gallery_without_a_run_is_not_passed_over(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (world / "here", "--data", world / "gf", "--resamples", 0)
+    assert "no gallery is drawn: it is part of a run's report" in evaluated(capsys, *words, "--gallery")[2]
+    assert "gallery" not in evaluated(capsys, *words)[2]
+    code, out, err = evaluated(capsys, "--data", world / "gf", "--gallery")
+    assert (code, out) == (2, "") and "no model is given; name a run directory" in err
+    with pytest.raises(SystemExit) as left:
+        evaluated(capsys, *words, "--gallery", 2.5)
+    assert left.value.code == 2 and "--gallery: 2.5 is no whole number" in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_be_written_to_is_scored_all_the_same(run_dir: Path, world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run_dir / "eval.json").mkdir()  # as good as read-only, for root too
+    code, out, err = evaluated(capsys, run_dir, "--data", world / "gf", "--resamples", 0, "--json")
+    assert code == 0 and json.loads(out)["rows"][-1]["name"] == "mine"
+    assert f"warning: {run_dir} cannot be written to" in err and not (run_dir / "gallery").exists()
+
+
+def test_a_model_called_as_another_is_given_is_a_row_of_its_own(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(world / "there", tmp_path / "here")
+    monkeypatch.chdir(tmp_path)
+    facts = json.loads(evaluated(capsys, world / "here", "--paired", "here", "--data", world / "gf", "--resamples", 100, "--json")[1])
+    assert [card["name"] for card in facts["models"][2:]] == ["here", "here (2)"]
+    (pair,) = facts["paired"]
+    mine, theirs = (card["metrics"]["avg_l2"] for card in facts["models"][2:])
+    assert (pair["name"], pair["other"]) == ("here", "here (2)") and pair["differences"]["avg_l2"]["value"] == pytest.approx(mine - theirs) != 0
+
+
+def test_video_s_auc_is_refused_for_several_annotators_before_scoring(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = evaluated(capsys, world / "here", "--data", world / "gf", "--protocol", "vat")
+    assert (code, out) == (2, "") and "protocol vat is of one annotator a head, and heads of" in err and "split test, have up to 3" in err
+    code, out, err = evaluated(capsys, world / "here", "--data", world / "gf", "--split", "val", "--protocol", "vat", "--resamples", 0)
+    assert code == 0, err

@@ -7,7 +7,7 @@ import pytest
 
 from distill.errors import MetricError
 from distill.metrics import HeadRows
-from distill.metrics.bootstrap import METRICS, Interval, _weights, intervals, paired
+from distill.metrics.bootstrap import METRICS, Difference, Interval, _weights, intervals, paired
 from distill.metrics.flags import flags
 from distill.metrics.reliability import reliability
 from distill.metrics.slices import slices
@@ -165,3 +165,8 @@ def test_constant_answers_are_flagged() -> None:
     assert flags(changed(rows, predicted=same)) == ["one point for nearly everybody: 92% of 50 heads have the same predicted point"]
     same[44:] = rows.predicted[44:]
     assert flags(changed(rows, predicted=same)) == []
+
+
+def test_a_difference_on_the_edge_is_not_called_real() -> None:
+    edge = Difference(value=-0.04, low=-0.09, high=-1e-4, p=2 * 26 / 1001, better=0.975, clusters=10)
+    assert not edge.real and Difference(**{**vars(edge), "p": 2 * 24 / 1001}).real and not Difference(**{**vars(edge), "high": 0.0, "p": 0.01}).real

@@ -22,7 +22,9 @@ from distill.metrics import (
     prevalence,
     resize_bilinear,
     roc_auc,
+    roc_aucs,
     vat_auc,
+    vat_aucs,
 )
 
 
@@ -180,6 +182,36 @@ def test_roc_auc_and_average_precision_against_brute_force() -> None:
                 expected += (recall - recall_before) * hits / int(taken.sum())
                 recall_before = recall
             assert average_precision(scores, labels) == pytest.approx(expected, abs=1e-12)
+
+
+def test_many_heads_at_once_are_each_by_itself() -> None:
+    generator = np.random.default_rng(18)
+    scores = np.concatenate([generator.integers(0, levels, (50, 30)) / 3 for levels in (1, 2, 3, 40)])
+    scores[scores == 0] *= generator.choice([-1, 1], (scores == 0).sum())  # zeros of either sign are equal
+    labels = (generator.random(scores.shape) < generator.random((200, 1))).astype(int)
+    labels[:, 0], labels[:, 1] = 0, 1
+    assert roc_aucs(scores, labels).tolist() == [roc_auc(row, marks) for row, marks in zip(scores, labels, strict=True)]
+    assert roc_aucs(scores, labels)[:50].tolist() == [0.5] * 50 and roc_aucs(np.empty((0, 9)), np.empty((0, 9))).shape == (0,)
+    maps = np.stack([MAPS[kind](generator) for kind in ("smooth", "noise", "constant", "ramp")])
+    places = np.array([(0.0, 1.0), (0.33, 0.08), (1.0, 1.0), (0.999, 0.5)])
+    assert vat_aucs(maps, places).tolist() == [vat_auc(heatmap, place) for heatmap, place in zip(maps, places, strict=True)]
+    labels[130] = 1
+    with pytest.raises(MetricError, match="row 130 has 30 positive and 0 negative"):
+        roc_aucs(scores, labels)
+    for call in (lambda: roc_aucs(scores[0], labels[0]), lambda: roc_aucs(scores, labels[1:]), lambda: vat_aucs(maps, places[:3]), lambda: vat_aucs(maps, -places)):
+        with pytest.raises(MetricError):
+            call()
+
+
+def test_the_scene_of_a_head_that_cannot_be_scored_is_named() -> None:
+    heads = [HeadTruth([(0.5, 0.5)], 1, 64, 48, f"{name}.jpg") for name in "abc"]
+    heads[1] = HeadTruth([(0.5, 0.5), (0.1, 0.1)], 1, 64, 48, "b.jpg")
+    with pytest.raises(MetricError, match=r"^b\.jpg: VideoAttentionTarget's AUC is of one annotator a head, not 2; use"):
+        MetricAccumulator("vat").add(np.zeros((3, 64, 64)), None, heads)
+    heads[1] = HeadTruth([(-0.2, 0.5)], 1, 64, 48, "b.jpg")
+    for protocol in ("vat", "gazefollow", "gazefollow64"):
+        with pytest.raises(MetricError, match=r"^b\.jpg: "):
+            MetricAccumulator(protocol).add(np.zeros((3, 64, 64)), None, heads)  # type: ignore[arg-type]
 
 
 def test_average_precision_is_scikit_learns() -> None:

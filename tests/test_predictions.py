@@ -129,6 +129,31 @@ def test_other_predictions_are_refused(tmp_path: Path, scenes: tuple[Scene, ...]
         evaluate(StoredPredictions(tmp_path / "p.npz"), scenes)
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_flipped_bit_is_found_wherever_it_is(tmp_path: Path, scenes: tuple[Scene, ...], save: Callable[..., None]) -> None:
+    """The heatmaps are mapped, not read, where the archive is not compressed: their bits are checked all the same."""
+    save(tmp_path / "p.npz", **_arrays(scenes))
+    whole = (tmp_path / "p.npz").read_bytes()
+    expected = evaluate(StoredPredictions(tmp_path / "p.npz"), scenes).metrics
+    generator = np.random.default_rng(1)
+    refused = 0
+    for place in generator.integers(0, len(whole), 50).tolist():
+        (tmp_path / "p.npz").write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        try:
+            assert evaluate(StoredPredictions(tmp_path / "p.npz"), scenes).metrics == expected  # in a field that nobody reads, such as a date
+        except DataError as error:
+            assert "cannot be read as predictions" in str(error) or "has no " in str(error)  # noqa: PT017
+            refused += 1
+    assert refused > 35
+
+
+def test_complex_numbers_are_no_boxes(tmp_path: Path, scenes: tuple[Scene, ...]) -> None:
+    arrays = _arrays(scenes)
+    np.savez(tmp_path / "p.npz", **{**arrays, "box": arrays["box"].astype(complex)})
+    with pytest.raises(DataError, match="an array of complex128 where real numbers are expected"):
+        StoredPredictions(tmp_path / "p.npz")
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"no archive"])
 def test_files_that_are_no_archive(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "p.npz").write_bytes(content)

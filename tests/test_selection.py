@@ -36,21 +36,21 @@ def test_with_the_flag_every_result_says_so(tmp_path: Path, capsys: pytest.Captu
     run = tmp_path / "runs/a"
     assert _train(run, data, val_split="test", allow_test_selection=True) == 0
     chosen = {"split": "test", "metric": "avg_l2", "scenes": 0}
-    assert json.loads((run / "student/model.json").read_text())["facts"]["selection"] == chosen
-    config = json.loads((run / "config.json").read_text())
+    assert json.loads((run / "student/model.json").read_text(encoding="utf-8"))["facts"]["selection"] == chosen
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     assert config["facts"]["selection"] == chosen and config["data"]["allow_test_selection"] is True
     assert load_gaze(str(run), "cpu")[1] == "a (chosen on test)"
     capsys.readouterr()
     assert main(["eval", str(run), "--data", str(data), "--split", "test", "--device", "cpu", "--gallery", "0", "--json"]) == 0
     assert "a (chosen on test)" in [row["name"] for row in json.loads(capsys.readouterr().out)["rows"]]
-    assert "a (chosen on test)" in (run / "eval.json").read_text()
+    assert "a (chosen on test)" in (run / "eval.json").read_text(encoding="utf-8")
     assert main(["train", "--resume", str(run)]) == 0
 
 
 def test_a_data_set_with_its_own_validation_split_uses_it(tmp_path: Path) -> None:
     run = tmp_path / "runs/c"
     assert _train(run, write_childplay(tmp_path / "data"), batch_size=2) == 0
-    facts = json.loads((run / "student/model.json").read_text())["facts"]
+    facts = json.loads((run / "student/model.json").read_text(encoding="utf-8"))["facts"]
     assert facts["selection"]["split"] == "val" and facts["lineage"]["reader"] == "childplay"
     assert load_gaze(str(run), "cpu")[1] == "c"
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from distill.datacheck import DataReport
     from distill.datacheck_baselines import Baselines
     from distill.datastats import DataStats, Spread
+    from distill.scenes import SceneSet
 
 DATA = """\
 DATA is reader:path, or a path whose layout is recognised:
@@ -30,7 +31,7 @@ Say what is in a data set, what is wrong with it, and what no model at all score
 Every picture is opened once. Each defect has a name, a count, an example, and what is done about it when the data set is
 used. The rows without a model (random, centre, fixed bias, the mean gaze of the 50 training heads nearest in position, saliency, one annotator
 judged by the others) are scored, with intervals, on the validation split, or on the test split where there is no other: a model that does not beat them has
-learnt nothing. The data set is never changed.
+learnt nothing. A contact sheet of some pictures with boxes and gaze goes to runs/data-check. The data set is never changed.
 """
 
 CHECK_EPILOG = f"""{DATA}
@@ -82,11 +83,14 @@ def register(subparsers: Any) -> None:
     )
     check.add_argument("data", metavar="DATA", help="reader:path, or a path (see below)")
     check.add_argument("--split", metavar="NAME", help="train, val, trainval or test (default: every split that is there)")
-    check.add_argument("--sheet", type=Path, metavar="FILE", help="write a contact sheet of boxes and gaze, .png or .jpg")
+    check.add_argument(
+        "--sheet", type=Path, metavar="FILE", help="where the contact sheet of boxes and gaze goes, .png or .jpg (default: runs/data-check/NAME.jpg)"
+    )
+    check.add_argument("--no-sheet", action="store_true", help="no contact sheet")
     check.add_argument("--sheet-scenes", type=_positive, default=24, metavar="N", help="pictures on the sheet (default: 24)")
     check.add_argument("--seed", type=int, default=0, metavar="N", help="which pictures are on the sheet (default: 0)")
     check.add_argument("--strict", action="store_true", help="exit code 2 if anything is wrong")
-    check.add_argument("--no-pictures", action="store_true", help="annotations only: do not open every picture")
+    check.add_argument("--no-pictures", action="store_true", help="annotations only: do not open every picture, and no sheet unless --sheet is given")
     check.add_argument("--no-baselines", action="store_true", help="leave out the rows without a model")
     check.add_argument("--baseline-heads", type=_positive, default=2000, metavar="N", help="heads to score them on (default: 2000)")
     check.add_argument("--out", type=Path, metavar="FILE", help="keep the report, with digests of the annotations, as JSON")
@@ -125,11 +129,13 @@ def _positive(text: str) -> int:
 
 def run_check(args: argparse.Namespace) -> int:
     """Check, print, write what was asked for; findings are an error with ``--strict``."""
-    from distill.console import print_json, print_result, say
+    from distill.console import print_json, print_result, say, warn
     from distill.datacheck import check_data
-    from distill.errors import DataError
+    from distill.errors import ConfigurationError, DataError
     from distill.readers import open_data, open_splits
 
+    if args.sheet is not None and args.no_sheet:
+        raise ConfigurationError("--sheet and --no-sheet contradict each other; give one of them")
     if args.sheet is not None and args.sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise DataError(f"contact sheet {args.sheet} is to end in .png or .jpg; choose one of them")
     sets = open_splits(args.data) if args.split is None else [open_data(args.data, args.split)]
@@ -145,12 +151,9 @@ def run_check(args: argparse.Namespace) -> int:
         baseline_heads=args.baseline_heads,
     )
     facts = {"data": str(args.data), **report.facts()}
-    if args.sheet is not None:
-        from distill.contact_sheet import contact_sheet
-
-        args.sheet.parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet(next(filter(None, sets)), args.sheet_scenes, args.seed).save(args.sheet)
-        facts["sheet"] = str(args.sheet)
+    sheet, failed = _write_sheet(args, next(filter(None, sets)))
+    if sheet is not None:
+        facts["sheet"] = str(sheet)
     if args.out is not None:
         from distill.datacheck import write_record
 
@@ -160,14 +163,39 @@ def run_check(args: argparse.Namespace) -> int:
     else:
         for renderable in _check_tables(report):
             print_result(renderable)
-        if args.sheet is not None:
-            say(f"contact sheet: {args.sheet}")
+        if report.baselines is None and not args.no_baselines:
+            print_result("No rows without a model: they need heads in the frame with gaze points, and pictures that open where these are in pixels.")
+        if sheet is not None:
+            say(f"contact sheet: {sheet}")
         if args.out is not None:
             say(f"record: {args.out}")
     if args.strict and report.findings:
         names = ", ".join(f"{finding.count} × {finding.name}" for finding in report.findings)
         raise DataError(f"{args.data} is not clean: {names}; mend the annotations, or check without --strict")
+    if failed is not None and args.sheet is not None:
+        raise failed
+    if failed is not None:
+        warn(f"no contact sheet: {failed}")
     return 0
+
+
+def _write_sheet(args: argparse.Namespace, scenes: SceneSet) -> tuple[Path | None, Exception | None]:
+    """The file written, if any, and what stood in the way; the report does not wait for either."""
+    from distill.contact_sheet import contact_sheet
+    from distill.errors import DataError
+
+    file = args.sheet
+    if file is None:
+        if args.no_sheet or args.no_pictures:
+            return None, None
+        file = Path("runs", "data-check", f"{scenes.root.resolve().name or scenes.reader}.jpg")
+    try:
+        sheet = contact_sheet(scenes, args.sheet_scenes, args.seed)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(file)
+    except (DataError, OSError) as error:
+        return None, error
+    return file, None
 
 
 def _check_tables(report: DataReport) -> list[Table | str]:
@@ -197,6 +225,11 @@ def _check_tables(report: DataReport) -> list[Table | str]:
     return tables
 
 
+AUCS = {
+    "vat": "VideoAttentionTarget's AUC", "gazefollow": "GazeFollow's AUC", "gazefollow64": "AUC on 64×64 cells, as no picture opens and its size is not known",
+}
+
+
 def _baselines_table(baselines: Baselines) -> Table:
     from distill.console import table
     from distill.score_tables import NAMES, with_interval
@@ -211,7 +244,7 @@ def _baselines_table(baselines: Baselines) -> Table:
         else:
             rows.append([row.name, *(with_interval(name, found, row.intervals) for name in names), row.reason])
     of = f"all {baselines.of:,}" if baselines.heads == baselines.of else f"{baselines.heads:,} of {baselines.of:,}"
-    auc = {"vat": "VideoAttentionTarget's AUC", "gazefollow": "GazeFollow's AUC"}[baselines.protocol]
+    auc = AUCS[baselines.protocol]
     columns = ["row", *(NAMES[name] for name in names), ""]
     if not any(row.reason for row in baselines.rows):
         columns, rows = columns[:-1], [row[:-1] for row in rows]

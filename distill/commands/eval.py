@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,24 @@ examples:
   distill eval demo.npz theirs.npz --data vat:/path             answers from files, see docs/data.md
   distill eval runs/a --paired runs/b --data vat:/path          is the difference real?
   distill eval runs/a --detail --markdown results.md            slices and calibration of in/out as well
+  distill eval runs/a --gallery 15                              more cases for `distill report runs/a`
 """
+CASES = 9  # a third each of best, median and worst: one screen of the report
+
+
+class _Gallery(argparse.Action):
+    """``--gallery``, ``--gallery N``; a word behind it that is no number is a model, as in ``distill eval --gallery runs/a``."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+        if values is None:
+            namespace.gallery = CASES
+        elif re.fullmatch(r"[-+]?\d+", values):
+            namespace.gallery = int(values)
+        elif re.fullmatch(r"[-+.\d]+", values):
+            parser.error(f"argument {option_string}: {values} is no whole number")
+        else:
+            namespace.gallery = CASES
+            namespace.models = [*(namespace.models or []), values]
 
 
 def register(subparsers: Any) -> None:
@@ -29,7 +49,7 @@ def register(subparsers: Any) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="run directory, exported file, predictions.npz, or teacher")
+    parser.add_argument("models", nargs="*", action="extend", metavar="MODEL", help="run directory, exported file, predictions.npz, or teacher")
     parser.add_argument("--data", default="", metavar="DATA", help="data set (default: the first run's own)")
     parser.add_argument("--split", default="", help="split to score on (default: the first run's validation split; with --data: test)")
     parser.add_argument("--teacher", default="", metavar="NAME", help="score this teacher too (default: the run's own, if it is here)")
@@ -42,7 +62,10 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the resamples (default: 0)")
     parser.add_argument("--detail", action="store_true", help="print slices and the calibration of in/out (JSON and Markdown have them anyway)")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write every table to FILE as Markdown")
-    parser.add_argument("--gallery", type=int, default=9, metavar="N", help="cases drawn for the report (default: 9; 0: none)")
+    parser.add_argument(
+        "--gallery", nargs="?", action=_Gallery, metavar="N",
+        help="best, median and worst cases, drawn for the first run's report as truth, teacher and student (without N, and by default: 9; 0: none)",
+    )
     parser.add_argument("--save-predictions", type=Path, metavar="FILE", help="keep the first model's answers, to be scored again: .npz")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--json", action="store_true", help="the same facts as JSON")
@@ -64,11 +87,14 @@ def run(options: argparse.Namespace) -> int:
     from distill.report.gallery import save_gallery
     from distill.score_tables import flag_lines, markdown, rendered, sheets
     from distill.scorecard import Card, Scorecards, pair_up
-    from distill.selection import refuse_unlabelled
+    from distill.selection import refuse_several_annotators, refuse_unlabelled
     from teachers.model_teacher import resolve_device
 
+    if not options.models:
+        raise ConfigurationError("no model is given; name a run directory, an exported file, predictions.npz or a teacher: distill eval MODEL --data DATA")
+    cases = CASES if options.gallery is None else options.gallery
     for name in ("scenes", "gallery", "seed"):
-        if getattr(options, name) < 0:
+        if (getattr(options, name) or 0) < 0:
             raise ConfigurationError(f"--{name} is {getattr(options, name)}; give 0 or more")
     if options.resamples and options.resamples < 100:
         raise ConfigurationError(f"--resamples is {options.resamples}; an interval wants 100 or more, 0 makes none")
@@ -99,7 +125,7 @@ def run(options: argparse.Namespace) -> int:
         else:
             role = "student"
         # Two runs of one name in two places would be one row.
-        entry = contender(spec, role, model, spec if shown in [each.name for each in contenders] else shown)
+        entry = contender(spec, role, model, _unused(shown, spec, [each.name for each in contenders]))
         if options.save_predictions is not None and spec == options.models[0]:
             entry = replace(entry, model=RecordedModel(model, options.save_predictions, shown))
         contenders.append(entry)
@@ -110,6 +136,8 @@ def run(options: argparse.Namespace) -> int:
     refuse_unlabelled(scenes, options.scenes)
     training = _prior_scenes(data, split)
     protocol = options.protocol or protocol_of(scenes.reader)
+    if protocol == "vat":
+        refuse_several_annotators(scenes)
     found = compare(
         contenders, scenes, training=training, device=device, limit=options.scenes, protocol=protocol, resamples=options.resamples,
         seed=options.seed,
@@ -129,10 +157,17 @@ def run(options: argparse.Namespace) -> int:
     )
     rows = found.rows
     if home is not None:
-        save_rows(home, rows, data=f"{len(chosen)} scenes of {data}, split {split}", machine=machine(), details=results.facts())
-        if options.gallery:
-            student, _ = load_gaze(str(home), options.device)
-            save_gallery(home, gallery(chosen, student, teacher, options.gallery, device, exif=scenes.reader == "folder"))
+        try:
+            save_rows(home, rows, data=f"{len(chosen)} scenes of {data}, split {split}", machine=machine(), details=results.facts())
+            if cases:
+                student, _ = load_gaze(str(home), options.device)
+                own = next(result.rows for spec, result in zip(specs, found.evaluations, strict=True) if Path(spec) == home)
+                save_gallery(home, gallery(chosen, student, teacher, cases, device, rows=own, exif=scenes.reader == "folder"))
+        except OSError as error:
+            # A run that is somebody else's, or on a disk that is full or read-only, can be scored all the same.
+            warn(f"{home} cannot be written to ({error}): the scores stand here alone, its report does not get them")
+    elif options.gallery:
+        warn("no gallery is drawn: it is part of a run's report, and no run directory is among the models")
     columns, cells = table_rows(rows)
     if options.markdown is not None:
         options.markdown.parent.mkdir(parents=True, exist_ok=True)
@@ -153,6 +188,12 @@ def run(options: argparse.Namespace) -> int:
     if options.markdown is not None:
         say(f"tables: {options.markdown}")
     return 0
+
+
+def _unused(shown: str, spec: str, taken: Sequence[str]) -> str:
+    """What a model is called in tables: as it is ``shown``, or as it was given, or numbered, so that no two rows share a name."""
+    numbered = (f"{spec} ({number})" for number in count(2))
+    return next(name for name in chain((shown, spec), numbered) if name not in taken)
 
 
 def _prior_scenes(data: str, split: str) -> Any:
@@ -180,7 +221,7 @@ def saved_configuration(run_dir: Path) -> tuple[Any, dict[str, Any]]:
 
     path = run_dir / "config.json"
     try:
-        sections = json.loads(path.read_text())
+        sections = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise RunError(f"{path} cannot be read ({error}); train the run again under another --name") from None
     facts = sections.pop("facts", {})

@@ -21,8 +21,8 @@ from distill.metrics.distances import (
     point_errors,
     predicted_point,
 )
-from distill.metrics.heatmap_auc import gazefollow_auc, gazefollow_auc_64, vat_auc
-from distill.metrics.ranking import average_precision, prevalence, roc_auc
+from distill.metrics.heatmap_auc import gazefollow_auc, gazefollow_auc_64, vat_auc, vat_aucs
+from distill.metrics.ranking import average_precision, prevalence, roc_auc, roc_aucs
 from distill.metrics.resampling import resize_bilinear
 from distill.metrics.rows import GazeMetrics, HeadRows, HeadTruth
 
@@ -45,6 +45,8 @@ __all__ = [
     "prevalence",
     "resize_bilinear",
     "roc_auc",
+    "roc_aucs",
     "sigmoid",
     "vat_auc",
+    "vat_aucs",
 ]

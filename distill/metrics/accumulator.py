@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from distill.errors import MetricError
 from distill.metrics.distances import angular_error, point_errors, predicted_point
-from distill.metrics.heatmap_auc import VAT_GRID, gazefollow_auc, gazefollow_auc_64, vat_auc
+from distill.metrics.heatmap_auc import VAT_GRID, gazefollow_auc, gazefollow_auc_64, vat_aucs
 from distill.metrics.resampling import resize_bilinear
 from distill.metrics.rows import SCORES, GazeMetrics, HeadRows, HeadTruth
 from distill.scenes import IN, OUT, UNKNOWN
@@ -66,7 +66,7 @@ class MetricAccumulator:
         columns["avg_l2"][scored] = errors.avg_l2
         columns["avg_l2_mean_of"][scored] = errors.avg_l2_mean_of
         columns["min_l2"][scored] = errors.min_l2
-        columns["auc"][scored] = [self._auc(logits[k], points[k], heads[k]) for k in scored]
+        columns["auc"][scored] = self._aucs(logits[scored], [points[k] for k in scored], [heads[k] for k in scored])
 
         boxes = np.array([head.box or (np.nan,) * 4 for head in heads], dtype=np.float64)
         centres = (boxes[:, :2] + boxes[:, 2:]) / 2
@@ -93,19 +93,33 @@ class MetricAccumulator:
         """The table of all heads so far."""
         return self.rows().metrics()
 
-    def _auc(self, logits: np.ndarray, points: np.ndarray, head: HeadTruth) -> float:
-        probabilities = sigmoid(logits)
+    def _aucs(self, logits: np.ndarray, points: Sequence[np.ndarray], heads: Sequence[HeadTruth]) -> np.ndarray:
+        """The AUC ``[N]`` of N heads that are in the frame; raises MetricError that names the scene."""
         try:
-            if self.protocol == "gazefollow":
-                return gazefollow_auc(probabilities, points, head.width, head.height)
-            if self.protocol == "gazefollow64":
-                # The order of the logits is the same, and has none of the sigmoid's rounding ties.
-                return float(gazefollow_auc_64(logits[None], [points])[0])
-            if logits.shape == (VAT_GRID, VAT_GRID):
-                return vat_auc(logits, points)
-            return vat_auc(resize_bilinear(probabilities, VAT_GRID, VAT_GRID), points)
-        except MetricError as error:
-            raise MetricError(f"{head.scene or 'a head'}: {error}") from error
+            return self._ranked(logits, points, heads)
+        except MetricError:
+            for number, head in enumerate(heads):
+                try:
+                    self._ranked(logits[number : number + 1], points[number : number + 1], [head])
+                except MetricError as error:
+                    raise MetricError(f"{head.scene or 'a head'}: {error}") from error
+            raise
+
+    def _ranked(self, logits: np.ndarray, points: Sequence[np.ndarray], heads: Sequence[HeadTruth]) -> np.ndarray:
+        if not heads:
+            return np.empty(0)
+        if self.protocol == "gazefollow64":
+            # The order of the logits is the same, and has none of the sigmoid's rounding ties.
+            return gazefollow_auc_64(logits, points)
+        if self.protocol == "vat":
+            most = max(len(looks) for looks in points)
+            if most > 1:
+                raise MetricError(f"VideoAttentionTarget's AUC is of one annotator a head, not {most}; use the protocol gazefollow or gazefollow64")
+            if logits.shape[1:] != (VAT_GRID, VAT_GRID):
+                logits = np.stack([resize_bilinear(heatmap, VAT_GRID, VAT_GRID) for heatmap in sigmoid(logits)])
+            return vat_aucs(logits, np.concatenate(points))
+        maps = sigmoid(logits)  # every picture has its own size: head by head, all pixels of one at once
+        return np.array([gazefollow_auc(heatmap, looks, head.width, head.height) for heatmap, looks, head in zip(maps, points, heads, strict=True)])
 
     @staticmethod
     def _refuse_infinite(values: np.ndarray, heads: Sequence[HeadTruth], what: str) -> None:

@@ -51,8 +51,8 @@ class Difference:
 
     @property
     def real(self) -> bool:
-        """Whether the interval leaves zero out."""
-        return self.low > 0 or self.high < 0
+        """Whether the interval leaves zero out and ``p`` is below 1 − ``LEVEL``; on the edge the two may differ by a resample."""
+        return (self.low > 0 or self.high < 0) and self.p < 1 - LEVEL
 
 
 def intervals(rows: HeadRows, *, resamples: int = RESAMPLES, seed: int = SEED, level: float = LEVEL) -> dict[str, Interval | None]:

@@ -29,7 +29,8 @@ def predicted_point(heatmaps: ArrayLike) -> np.ndarray:
     """Predicted points ``[N,2]``, xy in [0,1), of ``heatmaps [N,h,w]``: the highest cell's index over the grid's size.
 
     No half-cell offset is added, as published; of equal cells the first in row-major order counts. Logits and
-    probabilities give the same point. Raises MetricError for heatmaps that are not finite or not ``[N,h,w]``.
+    probabilities give the same point. Source: ``argmax_pts`` in ``utils/evaluation.py`` of ejcgt/attention-target-detection.
+    Raises MetricError for heatmaps that are not finite or not ``[N,h,w]``.
     """
     maps = np.asarray(heatmaps)
     if maps.ndim != 3 or 0 in maps.shape[1:]:
@@ -61,17 +62,26 @@ def point_errors(predicted: ArrayLike, points: Sequence[ArrayLike]) -> PointErro
 
 
 def avg_l2(predicted: ArrayLike, points: Sequence[ArrayLike]) -> np.ndarray:
-    """Distance ``[N]`` of ``predicted [N,2]`` to the mean of each head's annotations: what the field prints."""
+    """Distance ``[N]`` of ``predicted [N,2]`` to the mean of each head's annotations: what the field prints.
+
+    Source: ``gazefollow_l2`` in ``gazelle/utils.py`` of fkryan/gazelle, its first value; Chong et al., ``eval_on_gazefollow.py``.
+    """
     return point_errors(predicted, points).avg_l2
 
 
 def avg_l2_mean_of(predicted: ArrayLike, points: Sequence[ArrayLike]) -> np.ndarray:
-    """Mean ``[N]`` over each head's annotators of the distance to ``predicted [N,2]``: the 2015 table."""
+    """Mean ``[N]`` over each head's annotators of the distance to ``predicted [N,2]``: the 2015 table.
+
+    Source: Recasens, Khosla, Vondrick, Torralba, *Where are they looking?* (2015), table 1, "Dist."; ``sum_avg_dist`` in idiap/sharingan.
+    """
     return point_errors(predicted, points).avg_l2_mean_of
 
 
 def min_l2(predicted: ArrayLike, points: Sequence[ArrayLike]) -> np.ndarray:
-    """Distance ``[N]`` of ``predicted [N,2]`` to the nearest annotation of each head."""
+    """Distance ``[N]`` of ``predicted [N,2]`` to the nearest annotation of each head.
+
+    Source: Recasens et al. (2015), "Min Dist."; ``gazefollow_l2`` in ``gazelle/utils.py`` of fkryan/gazelle, its second value.
+    """
     return point_errors(predicted, points).min_l2
 
 

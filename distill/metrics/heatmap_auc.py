@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 
 from distill.errors import MetricError
 from distill.metrics.pixel_counts import pixel_counts, values_at
-from distill.metrics.ranking import roc_auc
+from distill.metrics.ranking import roc_aucs
 from distill.metrics.resampling import check_size, finite_map, finite_maps
 
 VAT_GRID = 64
@@ -33,6 +33,7 @@ def gazefollow_auc(heatmap: ArrayLike, points: ArrayLike, width: int, height: in
     positive pixels are ``int(x·width), int(y·height)`` of ``points [A,2]`` in [0,1], clipped to the picture, each
     counted once; all others are negative. Equal to :func:`distill.metrics.roc_auc` of ``resize_bilinear(...)``, ties
     included, without making or sorting that map: see :mod:`distill.metrics.pixel_counts`.
+    Source: ``gazefollow_auc`` in ``gazelle/utils.py`` of fkryan/gazelle; ``eval_on_gazefollow.py`` of ejcgt/attention-target-detection.
 
     Raises MetricError for a heatmap that is not finite, no point, a negative point (the mark of an out-of-frame head),
     and a picture with no negative pixel.
@@ -54,8 +55,8 @@ def gazefollow_auc(heatmap: ArrayLike, points: ArrayLike, width: int, height: in
 def gazefollow_auc_64(heatmaps: ArrayLike, points: Sequence[ArrayLike]) -> np.ndarray:
     """The variant on the heatmap's own grid: ``heatmaps [N,h,w]``, usually 64×64, ``points`` N × ``[A,2]`` → ``[N]``.
 
-    Positives are the cells ``int(x·w), int(y·h)``, clipped; no resize, so the sigmoid changes nothing. Sharingan prints
-    a form of this one as GazeFollow AUC (``GFTestAUC`` in its ``src/metrics.py``), with ``int(x·(w−1))`` for the cell.
+    Positives are the cells ``int(x·w), int(y·h)``, clipped; no resize, so the sigmoid changes nothing.
+    Source: idiap/sharingan prints a form of this one as GazeFollow AUC (``GFTestAUC`` in its ``src/metrics.py``), with ``int(x·(w−1))`` for the cell.
 
     Raises MetricError as :func:`gazefollow_auc` does.
     """
@@ -63,13 +64,11 @@ def gazefollow_auc_64(heatmaps: ArrayLike, points: Sequence[ArrayLike]) -> np.nd
     if len(points) != len(maps):
         raise MetricError(f"{len(maps)} heatmaps for {len(points)} sets of points; give one set for each heatmap")
     height, width = maps.shape[1:]
-    scores = np.empty(len(maps))
-    for index, annotation in enumerate(points):
-        x, y = _pixels(annotation, width, height)
-        positive = np.zeros((height, width), dtype=bool)
-        positive[y, x] = True
-        scores[index] = roc_auc(maps[index], positive)
-    return scores
+    cells = [_pixels(annotation, width, height) for annotation in points]
+    positive = np.zeros(maps.shape, dtype=bool)
+    for index, (x, y) in enumerate(cells):
+        positive[index, y, x] = True
+    return roc_aucs(maps.reshape(len(maps), maps[:1].size), positive.reshape(len(maps), maps[:1].size))
 
 
 def vat_auc(heatmap: ArrayLike, point: ArrayLike) -> float:
@@ -78,22 +77,29 @@ def vat_auc(heatmap: ArrayLike, point: ArrayLike) -> float:
     Positives are the box of ±3σ cells (σ = 3) around ``point [2]`` in [0,1]: columns ``int(64x − 9)`` to
     ``int(64x + 10)``, exclusive, cut to 0 and 63, rows alike. The cut at 63 is exclusive too, so the last row and
     column are never positive: so it is published, and so it stays.
+    Source: ``vat_auc`` in ``gazelle/utils.py`` of fkryan/gazelle; ``eval_on_videoatttarget.py`` and ``utils/imutils.py`` of
+    ejcgt/attention-target-detection.
 
     Raises MetricError for a heatmap that is not finite or not 64×64, and for a point outside the picture.
     """
-    grid = finite_map(heatmap)
-    if grid.shape != (VAT_GRID, VAT_GRID):
-        raise MetricError(f"VideoAttentionTarget's AUC is defined on 64×64 cells, not {grid.shape}; resize it first")
-    place = np.asarray(point, dtype=np.float64).reshape(-1)
-    if place.shape != (2,) or not ((place >= 0) & (place <= 1)).all():
-        raise MetricError(f"{place.tolist()} is not one gaze point in [0,1]; leave out-of-frame heads out of this AUC")
+    return float(vat_aucs(finite_map(heatmap)[None], np.asarray(point, dtype=np.float64).reshape(1, -1))[0])
+
+
+def vat_aucs(heatmaps: ArrayLike, points: ArrayLike) -> np.ndarray:
+    """:func:`vat_auc` of N in-frame heads at once: ``heatmaps [N,64,64]``, ``points [N,2]`` → ``[N]``."""
+    maps, places = finite_maps(heatmaps), np.asarray(points, dtype=np.float64)
+    if maps.shape[1:] != (VAT_GRID, VAT_GRID):
+        raise MetricError(f"VideoAttentionTarget's AUC is defined on 64×64 cells, not {maps.shape[1:]}; resize it first")
+    if places.shape != (len(maps), 2) or not ((places >= 0) & (places <= 1)).all():
+        raise MetricError(f"{places.tolist()} is not one gaze point in [0,1] a head; leave out-of-frame heads out of this AUC")
     reach = 3 * VAT_SIGMA
-    x, y = (place * VAT_GRID).tolist()
-    left, top = max(0, int(x - reach)), max(0, int(y - reach))
-    right, bottom = min(int(x + reach + 1), VAT_GRID - 1), min(int(y + reach + 1), VAT_GRID - 1)
-    positive = np.zeros(grid.shape, dtype=bool)
-    positive[top:bottom, left:right] = True
-    return roc_auc(grid, positive)
+    # Truncated towards zero, as int() does.
+    first = np.maximum((places * VAT_GRID - reach).astype(np.int64), 0)
+    end = np.minimum((places * VAT_GRID + reach + 1).astype(np.int64), VAT_GRID - 1)
+    cells = np.arange(VAT_GRID)
+    inside = (cells >= first[:, :, None]) & (cells < end[:, :, None])
+    positive = inside[:, 1, :, None] & inside[:, 0, None, :]
+    return roc_aucs(maps.reshape(len(maps), maps[:1].size), positive.reshape(len(maps), maps[:1].size))
 
 
 def _pixels(points: ArrayLike, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
