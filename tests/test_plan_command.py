@@ -117,6 +117,9 @@ def test_command_says_what_is_missing() -> None:
         command("--epochs", "12")
     with pytest.raises(PlanError, match="must not be negative"):
         command("--blocks", "12", "--epochs", "12", "--distill-weight", "-1")
+    for blocks, more in (("0", []), ("0", ["--finetune"]), ("-3", [])):
+        with pytest.raises(PlanError, match=f"--blocks is {blocks}, and a backbone that yields no stages has no plan; give at least 1"):
+            command("--blocks", blocks, "--epochs", "12", *more)
 
 
 def test_a_directory_in_place_of_a_run_file_is_told_what_to_do(tmp_path: Path) -> None:

@@ -137,8 +137,8 @@ def _configured(args: argparse.Namespace) -> tuple[PlanConfig, StageSizes, bool]
     if args.blocks is not None:
         from schedules.cost import equal_blocks
 
-        if args.blocks < 0:
-            raise PlanError(f"the number of blocks must not be negative, got {args.blocks}; give --blocks N")
+        if args.blocks < 1:
+            raise PlanError(f"--blocks is {args.blocks}, and a backbone that yields no stages has no plan; give at least 1 (12 for a ViT-S or ViT-B)")
         return config, equal_blocks(args.blocks), False
     if args.recipe is None:
         raise ConfigurationError(
