@@ -110,6 +110,23 @@ def test_picture_is_exact() -> None:
     ]
 
 
+def test_the_picture_fits_a_narrow_terminal() -> None:
+    plan = compile_plan(config(epochs=300, distill_temp_end=3.987), blocks=30)
+    for width in (40, 80, 120):
+        lines = text_picture(plan, width)
+        assert max(map(len, lines)) <= width
+        assert len(lines[0]) == min(width - 20, 110)  # as wide as there is room for
+    assert {len(line) for line in text_picture(plan, 1)[:3]} == {11}
+
+
+def test_messages_are_lines_of_their_own_however_wide(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    assert command(*GUIDE.split(), "--thaw-coupling", "0") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "Progressive unfreeze scheduled after 10 epochs, adding one block every 3 epochs." in lines
+    assert lines[-1].startswith("With --thaw-coupling 0") and lines[-1].endswith("before more of it opens.")
+
+
 def test_command_says_what_is_missing() -> None:
     with pytest.raises(ConfigurationError, match="--epochs"):
         command("--blocks", "12")

@@ -165,9 +165,7 @@ def student_sizes(student: str) -> StageSizes:
 
 
 def _show(plan: Plan, sizes: StageSizes, measured: bool, args: argparse.Namespace) -> None:
-    from rich.text import Text
-
-    from distill.console import print_result, table, warn
+    from distill.console import print_result, result_width, table, warn
     from distill.plan_table import COLUMNS, table_rows, text_picture
     from schedules.durations import Duration
 
@@ -175,14 +173,14 @@ def _show(plan: Plan, sizes: StageSizes, measured: bool, args: argparse.Namespac
     drawn = len(rows) < plan.config.epochs
     title = "Plan: what is in force at the first step of each epoch" + (" (first → last of those in one row)" if drawn else "")
     print_result(table(title, COLUMNS, rows, left=0))
-    print_result(Text(f"cost: a step's work relative to everything open, {COST_BASIS[measured]}"))
-    print_result(Text("\n".join(text_picture(plan))))
+    print_result(f"cost: a step's work relative to everything open, {COST_BASIS[measured]}")
+    print_result("\n".join(text_picture(plan, result_width())))
     if args.picture is not None:
-        print_result(Text(f"picture in {args.picture}"))
+        print_result(f"picture in {args.picture}")
     if args.thaw_by is not None:
         interval = Duration.parse(plan.config.unfreeze_interval).describe()
-        print_result(Text(f"To open everything by {args.thaw_by}: --unfreeze-interval '{interval}'"))
+        print_result(f"To open everything by {args.thaw_by}: --unfreeze-interval '{interval}'")
     for message in plan.messages:
-        print_result(Text(message))
+        print_result(message)
     for warning in plan.warnings:
         warn(warning)
