@@ -110,6 +110,17 @@ def test_picture_is_exact() -> None:
     ]
 
 
+def test_another_student_is_planned_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "run.toml"
+    recipe.write_text('[student]\nstudent = "lite0_tiny"\n[schedule]\nepochs = 2\n')
+    found = []
+    for words in ([str(recipe)], [str(recipe), "--student", "vit_tiny"], ["--student", "vit_tiny", "--epochs", "2"]):
+        assert command(*words, "--json") == 0
+        facts = json.loads(capsys.readouterr().out)
+        found.append((facts["blocks"], facts["epochs"][0]["trainable_parameters"]))
+    assert [blocks for blocks, _ in found] == [11, 12, 12] and found[1] == found[2] and found[0][1] != found[1][1]
+
+
 def test_the_picture_fits_a_narrow_terminal() -> None:
     plan = compile_plan(config(epochs=300, distill_temp_end=3.987), blocks=30)
     for width in (40, 80, 120):

@@ -33,6 +33,7 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE.toml", help="a run file; options override it")
     parser.add_argument("--blocks", type=int, metavar="N", help="blocks of the backbone (default: the run file's)")
+    parser.add_argument("--student", metavar="NAME", help="plan for this student's backbone (default: the run file's)")
     parser.add_argument("--epochs", type=int, metavar="N", default=argparse.SUPPRESS, help="length of the run")
     parser.add_argument(
         "--steps-per-epoch",
@@ -132,7 +133,8 @@ def _configured(args: argparse.Namespace) -> tuple[PlanConfig, StageSizes, bool]
     from distill.errors import ConfigurationError
     from schedules.errors import PlanError
 
-    run_config = load_run_config(args.recipe, schedule_overrides(args))
+    overrides = schedule_overrides(args) | ({} if args.student is None else {"student": args.student})
+    run_config = load_run_config(args.recipe, overrides)
     config = run_config.plan_config(args.steps_per_epoch)
     if args.blocks is not None:
         from schedules.cost import equal_blocks
@@ -140,9 +142,9 @@ def _configured(args: argparse.Namespace) -> tuple[PlanConfig, StageSizes, bool]
         if args.blocks < 1:
             raise PlanError(f"--blocks is {args.blocks}, and a backbone that yields no stages has no plan; give at least 1 (12 for a ViT-S or ViT-B)")
         return config, equal_blocks(args.blocks), False
-    if args.recipe is None:
+    if args.recipe is None and args.student is None:
         raise ConfigurationError(
-            "a plan needs the number of the backbone's blocks: give --blocks N (12 for a ViT-S or ViT-B), or a run file"
+            "a plan needs the number of the backbone's blocks: give --blocks N (12 for a ViT-S or ViT-B), --student NAME, or a run file"
         )
     return config, student_sizes(run_config.student), True
 
