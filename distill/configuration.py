@@ -83,7 +83,7 @@ class RunConfig:
     on_spike: str = _option("train", "warn", "warn, or hold: the next thaw comes one interval later")
     validate_every: int = _option("train", 1, "epochs between two validations")
     checkpoint_steps: int = _option("train", 0, "also write a checkpoint every so many steps (0: at the end of epochs)")
-    limit_steps: int = _option("train", 0, "stop after so many steps (0: the whole run): a smoke run")
+    limit_steps: int = _option("train", 0, "stop after so many steps (0: the whole run): a smoke run; --resume goes on from there")
     inout_weight: float = _option("loss", 1.0, "λ, what both in/out terms weigh")
     bce_weight: float = _option("loss", 1.0, "what the heatmap's BCE weighs")
     softmax_weight: float = _option("loss", 0.0, "what the heatmap's spatial cross-entropy weighs (0: not used)")

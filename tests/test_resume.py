@@ -255,6 +255,23 @@ def test_more_epochs_by_override_keep_the_final_rate_and_are_remembered(run: Pat
     assert len(json.loads((run / "plan.json").read_text())["epochs"]) == 5
 
 
+def test_a_run_that_stopped_at_its_limit_goes_on(world: World, finished: Path, trainings: Trainings, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    # Killed before its limit, it stops there once it is resumed: the undisturbed run would have.
+    trainings.kill(world.arguments(run, checkpoint_steps=3, limit_steps=6), "step:4")
+    assert main(["train", "--resume", str(run)]) == 0
+    assert metrics(run)[-1]["step"] == 6 and "limit" not in capsys.readouterr().err
+    assert main(["train", "--resume", str(run), "--limit-steps", "8"]) == 0
+    assert "--limit-steps 8 takes the place of the run's own 6" in capsys.readouterr().err and metrics(run)[-1]["step"] == 8
+    assert main(["train", "--resume", str(run)]) == 0
+    assert "the run had stopped at its --limit-steps 8; now it goes on to its end" in capsys.readouterr().err
+    newest, whole = (read_checkpoint_file(checkpoints(place)[0]) for place in (run, finished))
+    assert all(torch.equal(value, whole.model[name]) for name, value in newest.model.items())
+    steps = [[record for record in metrics(place) if record["kind"] == "step"] for place in (run, finished)]
+    assert steps[0] == steps[1] and newest.facts["step"] == 12
+    assert json.loads((run / "config.json").read_text())["train"]["limit_steps"] == 0
+
+
 def test_a_run_that_was_moved_resumes_where_it_is(finished: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(finished, tmp_path / "elsewhere" / "renamed"))
     cut(checkpoints(moved)[0])

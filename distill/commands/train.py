@@ -85,21 +85,23 @@ def _run_to_resume(recipe: Path | None, overrides: dict[str, Any]) -> Path:
     found = [file.parent for file in Path(config.runs).glob("*/config.json")]
     if not found:
         raise RunError(f"--resume: no run is below {config.runs}; {_runs_nearby(Path(config.runs))}")
-    newest = max(found, key=lambda run: (max(path.stat().st_mtime_ns for path in [run / "config.json", *checkpoints(run)]), run))
-    say(f"resuming {newest}" + (f", the newest of {len(found)} runs below {config.runs}" if found[1:] else ""))
-    return newest
+    latest = max(found, key=lambda run: (max(path.stat().st_mtime_ns for path in [run / "config.json", *checkpoints(run)]), run))
+    say(f"resuming {latest}" + (f", the newest of {len(found)} runs below {config.runs}" if found[1:] else ""))
+    return latest
 
 
 def resumed_config(run_dir: Path, overrides: dict[str, Any], *, override: bool) -> Any:
     """The configuration a run was started with; where the command line differs it is warned about, value by value.
 
     Another student is refused. With ``override`` the command line wins. Prolonging a run keeps the length that its rates were planned for.
+    Where a run stops early is asked anew each time: a limit that was reached has done its work, and one that is given holds.
     """
     import json
     from dataclasses import replace
 
     from distill.configuration import config_from_sections
     from distill.console import warn
+    from students.checkpoint import newest_step
     from students.errors import RunError
 
     path = run_dir / "config.json"
@@ -121,6 +123,9 @@ def resumed_config(run_dir: Path, overrides: dict[str, Any], *, override: bool) 
     saved = config_from_sections(sections, str(path))
     wanted = saved.to_json()
     plan = saved.plan_config(1).to_dict()
+    if "limit_steps" not in overrides and 0 < saved.limit_steps <= newest_step(run_dir):
+        warn(f"the run had stopped at its --limit-steps {saved.limit_steps}; now it goes on to its end")
+        wanted["train"]["limit_steps"] = 0
     for name, value in overrides.items():
         section = next((s for s, entries in wanted.items() if name in entries), "schedule")
         before = wanted[section].get(name)
@@ -134,7 +139,7 @@ def resumed_config(run_dir: Path, overrides: dict[str, Any], *, override: bool) 
             continue
         if name == "student" and not override:
             raise RunError(f"--student is {value}, and {run_dir} is a run of {before}; leave --student out, or start a run of its own under another --name")
-        if not override:
+        if not override and name != "limit_steps":
             warn(f"--{name.replace('_', '-')} {value} differs from the run's own {before}, which is kept; --override makes {value} win")
             continue
         warn(f"--{name.replace('_', '-')} {value} takes the place of the run's own {before}")
