@@ -110,6 +110,16 @@ def test_picture_is_exact() -> None:
     ]
 
 
+def test_steps_in_an_epoch_are_not_assumed_in_silence(capsys: pytest.CaptureFixture[str]) -> None:
+    told = "an epoch is taken to have 100 of them"
+    for words in (["--warmup", "50 steps"], ["--distill-weight", "stairs 0: 1, 300 steps: 0.5"]):
+        for more, warned in (([], True), (["--steps-per-epoch", "100"], False)):
+            assert command("--blocks", "2", "--epochs", "9", *words, *more, "--json") == 0
+            assert (told in capsys.readouterr().err) == warned
+    assert command("--blocks", "2", "--epochs", "9", "--warmup", "5%", "--json") == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_another_student_is_planned_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "run.toml"
     recipe.write_text('[student]\nstudent = "lite0_tiny"\n[schedule]\nepochs = 2\n')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,6 @@ def register(subparsers: Any) -> None:
         "--steps-per-epoch",
         type=int,
         metavar="N",
-        default=STEPS_PER_EPOCH,
         help=f"matters to durations in steps and to warm-ups (default: {STEPS_PER_EPOCH})",
     )
     add_schedule_flags(parser)
@@ -130,12 +130,15 @@ def run(args: argparse.Namespace) -> int:
 def _configured(args: argparse.Namespace) -> tuple[PlanConfig, StageSizes, bool]:
     """The schedule, what its stages weigh, and whether that was counted on a model."""
     from distill.configuration import load_run_config
+    from distill.console import warn
     from distill.errors import ConfigurationError
     from schedules.errors import PlanError
 
     overrides = schedule_overrides(args) | ({} if args.student is None else {"student": args.student})
     run_config = load_run_config(args.recipe, overrides)
-    config = run_config.plan_config(args.steps_per_epoch)
+    config = run_config.plan_config(STEPS_PER_EPOCH if args.steps_per_epoch is None else args.steps_per_epoch)
+    if args.steps_per_epoch is None and any(re.search(r"\d steps\b", str(value)) for value in config.to_dict().values()):
+        warn(f"times are given in steps, and an epoch is taken to have {STEPS_PER_EPOCH} of them; say how many it has with --steps-per-epoch N")
     if args.blocks is not None:
         from schedules.cost import equal_blocks
 
