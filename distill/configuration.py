@@ -83,7 +83,7 @@ class RunConfig:
     on_spike: str = _option("train", "warn", "warn, or hold: the next thaw comes one interval later")
     validate_every: int = _option("train", 1, "epochs between two validations")
     checkpoint_steps: int = _option("train", 0, "also write a checkpoint every so many steps (0: at the end of epochs)")
-    limit_steps: int = _option("train", 0, "stop after so many steps (0: the whole run): a smoke run")
+    limit_steps: int = _option("train", 0, "stop after so many steps (0: the whole run): a smoke run; --resume goes on from there")
     inout_weight: float = _option("loss", 1.0, "λ, what both in/out terms weigh")
     bce_weight: float = _option("loss", 1.0, "what the heatmap's BCE weighs")
     softmax_weight: float = _option("loss", 0.0, "what the heatmap's spatial cross-entropy weighs (0: not used)")
@@ -205,21 +205,27 @@ def config_from_sections(sections: Mapping[str, Any], where: str) -> RunConfig:
         raise ConfigurationError(f"{where}: {error}") from None
 
 
+def read_run_file(path: Path) -> dict[str, dict[str, Any]]:
+    """A run file's sections as they are written, each key known and of its kind; raises ConfigurationError."""
+    try:
+        sections = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigurationError(f"run file {path} does not exist; recipes/ holds examples") from None
+    except IsADirectoryError:
+        raise ConfigurationError(f"{path} is a directory, where a run file (TOML) is expected; {_of_a_directory(path)}") from None
+    except OSError as error:
+        raise ConfigurationError(f"run file {path} cannot be read ({error.strerror}); mend that, or copy it elsewhere") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"run file {path} is not valid TOML: {error}") from None
+    config_from_sections(sections, str(path))  # the file is judged before anything is laid over it
+    return sections
+
+
 def load_run_config(path: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
     """Read a run file (or none) and let ``overrides`` (by field name) win."""
     sections: dict[str, dict[str, Any]] = {}
     if path is not None:
-        try:
-            sections = tomllib.loads(path.read_text())
-        except FileNotFoundError:
-            raise ConfigurationError(f"run file {path} does not exist; recipes/ holds examples") from None
-        except IsADirectoryError:
-            raise ConfigurationError(f"{path} is a directory, where a run file (TOML) is expected; {_of_a_directory(path)}") from None
-        except OSError as error:
-            raise ConfigurationError(f"run file {path} cannot be read ({error.strerror}); mend that, or copy it elsewhere") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"run file {path} is not valid TOML: {error}") from None
-        config_from_sections(sections, str(path))  # the file is judged before anything is laid over it
+        sections = read_run_file(path)
         sections.setdefault("run", {}).setdefault("name", path.stem)
     homes = {item.name: item.metadata["section"] for item in _own_fields()} | dict.fromkeys(_schedule_names(), "schedule")
     for name, value in overrides.items():

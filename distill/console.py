@@ -122,13 +122,21 @@ def table(title: str, columns: list[str], rows: list[list[str]], *, left: int = 
     return result
 
 
+def _stdout() -> Console:
+    """The console for results, wide enough not to fold when it is not a terminal."""
+    console = Console(highlight=False, emoji=False)
+    return console if console.is_terminal else Console(highlight=False, emoji=False, width=max(console.width, 160))
+
+
+def result_width() -> int:
+    """Characters in a line of results."""
+    return _stdout().width
+
+
 def print_result(renderable: Any) -> None:
-    """A result for people, to standard output, wide enough not to fold when it is not a terminal; a string is shown as it is."""
+    """A result for people, to standard output; a string is shown as it is."""
     if is_main_process():
-        console = Console(highlight=False, emoji=False)
-        if not console.is_terminal:
-            console = Console(highlight=False, emoji=False, width=max(console.width, 160))
-        console.print(renderable, markup=not isinstance(renderable, str), soft_wrap=isinstance(renderable, str))
+        _stdout().print(renderable, markup=not isinstance(renderable, str), soft_wrap=isinstance(renderable, str))
 
 
 def print_json(facts: Any) -> None:

@@ -83,8 +83,12 @@ def write_picture(plan: Mapping[str, Any], path: Path) -> None:
     """Draw a plan's JSON (:meth:`schedules.plan.Plan.to_json`) into ``path``, as its ending says."""
     check_format(path)
     drawing = draw(plan)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(svg(drawing).encode() if path.suffix.lower() == ".svg" else png(drawing))
+    content = svg(drawing).encode() if path.suffix.lower() == ".svg" else png(drawing)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except OSError as error:
+        raise ConfigurationError(f"--picture {path} cannot be written ({error.strerror}); name a file in another place") from None
 
 
 def draw(plan: Mapping[str, Any]) -> Drawing:

@@ -9,6 +9,7 @@ from schedules.plan import EpochPlan, Plan
 
 MOST_ROWS = 24  # epochs of a table that fits a screen; a longer one is drawn together
 PICTURE_COLUMNS = 100
+LABELS, HIGHEST = 10, 20  # columns before the picture's rows, and behind a curve's
 PICTURE_ROWS = 24
 SPARKS = " ▁▂▃▄▅▆▇█"
 COLUMNS = [
@@ -67,11 +68,13 @@ def _moving(shown: list[str]) -> str:
     return shown[0] if shown[0] == shown[-1] else f"{shown[0]} → {shown[-1]}"
 
 
-def text_picture(plan: Plan) -> list[str]:
-    """The thaw as lines of text: a row a block (the last on top, the stem below), a column an epoch; w and T as
-    sparks."""
+def text_picture(plan: Plan, width: int = LABELS + PICTURE_COLUMNS + HIGHEST) -> list[str]:
+    """The thaw as lines of text: a row a block (the last on top, the stem below), a column an epoch; w and T as sparks.
+
+    A run of more epochs than lines of ``width`` characters have room for shows some of them, evenly chosen.
+    """
     table = plan.epochs_table
-    columns = min(len(table), PICTURE_COLUMNS)
+    columns = max(1, min(len(table), PICTURE_COLUMNS, width - LABELS - HIGHEST))
     shown = [table[index * len(table) // columns] for index in range(columns)]
     rows = min(plan.blocks, PICTURE_ROWS)
     lines = []

@@ -42,9 +42,8 @@ def writing(path: Path, run: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(
-            f"{path} cannot be written ({error}); make room on the disk, then go on with `distill train --resume {run}`"
-        ) from None
+        remedy = f"make room on the disk, then go on with `distill train --resume {run}`" if run.is_dir() else "give another place with --runs"
+        raise RunError(f"{path} cannot be written ({error}); {remedy}") from None
 
 
 def scalars_of(record: Record) -> dict[str, float]:

@@ -100,8 +100,6 @@ class Run:
             warn(note)
         self.validation = self.validation[: config.val_scenes or None]
         self.agreement = TeacherAgreement(self.material.held_out, workers=config.workers)
-        best = self._best_metric()
-        self.config = config = replace(config, unlabelled_views=self.material.views, best_metric=best)
         lineage = self._lineage(teacher)
         self.batches = SceneBatches(
             self.material.labelled, unlabelled=self.material.pools, unlabelled_share=config.unlabelled_share,
@@ -115,6 +113,7 @@ class Run:
         self.plan: Plan = compile_plan(plan_config, self.stages.blocks)  # as far as known: holds are added while the run goes on
         taught = max(plan_config.weight_curve.levels()) > 0
         refuse_unheard(config, self.material, taught, teacher is not None)
+        self.config = config = replace(config, unlabelled_views=self.material.views, best_metric=self._best_metric())
         if self.material.pools:
             say(self.material.sentence(self.batches.mixture))
         if teacher is not None and not taught:

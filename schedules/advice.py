@@ -9,6 +9,9 @@ OUT_OF_MEMORY = (
     "out of memory after unfreezing: the backbone may exceed memory once gradients flow through deeper layers; reduce "
     "the batch size, enable mixed precision (--use-amp), or slow the cadence (a longer --unfreeze-interval)"
 )
+OUT_OF_MEMORY_FROZEN = (
+    "out of memory with a frozen backbone: reduce the batch size (or raise --accumulate), or enable mixed precision (--use-amp)"
+)
 SPIKE = (
     "the loss rose sharply after a thaw: the schedule may be too aggressive; lower --backbone-lr (10x smaller than "
     "the head's rate), or lengthen --unfreeze-interval"

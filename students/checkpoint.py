@@ -80,6 +80,11 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted((run / FOLDER).glob("step-*.safetensors"), reverse=True)
 
 
+def newest_step(run: Path) -> int:
+    """The step of a run's newest checkpoint by its name, whole or not; 0 where there is none."""
+    return max((int(number) for path in checkpoints(run) if (number := path.stem.removeprefix("step-")).isdecimal()), default=0)
+
+
 def read_checkpoint_file(path: Path) -> Checkpoint:
     """One checkpoint, its digest verified; a damaged file is a :class:`RunError` that names it."""
     try:

@@ -1,9 +1,11 @@
-"""What is not finite in a step, and on which scenes: it is refused before the optimizer's step, in all processes together."""
+"""Why a step is refused: what is not finite, and on which scenes, before the optimizer's step and in all processes together; or memory that is short."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+
+import torch
 
 from students.batch import Batch
 from students.losses import Losses
@@ -27,3 +29,8 @@ def told_refusals(refusals: Sequence[Refusal], step: int) -> str:
     for what, scenes in refusals:
         named.setdefault(what, []).extend([*scenes[:MOST_NAMED], *(["…"] if len(scenes) > MOST_NAMED else [])])
     return "; ".join(f"{what} at step {step} on scenes {', '.join(scenes)}" for what, scenes in named.items())
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether it says that memory is short: a GPU's has a kind of its own, the CPU's allocator gives a RuntimeError with its name."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)

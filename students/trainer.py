@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import torch
 from accelerate import Accelerator
 
-from schedules.advice import OUT_OF_MEMORY, REGRESSION, SPIKE
+from schedules.advice import OUT_OF_MEMORY, OUT_OF_MEMORY_FROZEN, REGRESSION, SPIKE
 from schedules.optimizer import (
     build_optimizer,
     load_optimizer_state_by_name,
@@ -41,7 +41,7 @@ from students.losses import Losses, LossWeights, gaze_losses, loss_record, mass_
 from students.options import TrainOptions
 from students.processes import Processes
 from students.recomputing import recompute_blocks
-from students.refusal import Refusal, not_finite, told_refusals
+from students.refusal import Refusal, not_finite, out_of_memory, told_refusals
 from students.resuming import refuse_misfit
 from students.watch import Watch
 from teachers.model import GazeModel
@@ -113,9 +113,12 @@ class Trainer:
             for batch in self.batches.batches(epoch, first):
                 try:
                     self.train_step(batch.to(self.accelerator.device), self.plan.at(self.step))
-                except torch.OutOfMemoryError as error:
+                except (RuntimeError, MemoryError) as error:
+                    if not out_of_memory(error):
+                        raise
                     blocks = self.plan.at(self.step).open_blocks
-                    raise TrainingError(f"{OUT_OF_MEMORY} (step {self.step}, {blocks} blocks open: {error})") from None
+                    advice = OUT_OF_MEMORY if blocks else OUT_OF_MEMORY_FROZEN
+                    raise TrainingError(f"{advice} (step {self.step}, {blocks} blocks open: {error})") from None
                 if self.step >= self.total_steps:
                     break
                 # Never between an epoch's last step and its end: a run resumed there would skip the validation.

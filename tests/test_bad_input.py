@@ -87,6 +87,12 @@ def test_a_picture_of_the_validation_split_that_cannot_be_read(world: World, ref
         assert "cannot be decoded" in refused(*command)
 
 
+def test_a_place_where_no_run_can_be_kept(world: World, refused: Refusals, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("...")
+    error = refused(*world.arguments(tmp_path / "file" / "run"))
+    assert f"{tmp_path}/file/run cannot be written" in error and error.endswith("give another place with --runs")
+
+
 def test_a_box_outside_its_picture(world: World, refused: Refusals, capsys: pytest.CaptureFixture[str]) -> None:
     with (world.data / ANNOTATIONS).open("a") as file:
         file.write(train_row(FIRST, 99, (100.0, 100.0, 120.0, 120.0), (0.5, 0.5), 1) + "\n")
@@ -223,12 +229,23 @@ def test_labels_without_a_gaze_point_and_no_teacher(world: World, refused: Refus
     rows = [line.split(",") for line in file.read_text().splitlines()]
     file.write_text("".join(",".join([*row[:8], "-1", "-1", *row[10:14], "0", *row[15:]]) + "\n" for row in rows))
     silent = {"cache": None, "distill_weight": 0}
-    error = refused(*world.arguments(tmp_path / "run", **silent))
-    assert "best_metric is avg_l2, and no head of" in error and "has a gaze point in the frame" in error
-    # Validated on scenes that have points, there is still nothing to learn where people look from.
     judged = write_gazefollow(tmp_path / "judged", 6)
-    error = refused(*world.arguments(tmp_path / "run", **silent, val_data=judged))
-    assert f"no head of {world.data} has a gaze label and distill_weight is 0: there is nothing to learn from" in error
+    for more in ({}, {"val_data": judged}):  # validated on scenes that have points, there is still nothing to learn where people look from
+        error = refused(*world.arguments(tmp_path / "run", **silent, **more))
+        assert f"no head of {world.data} has a gaze label and distill_weight is 0: there is nothing to learn from" in error
+    # With a teacher there is something to learn, but nothing to judge the student by.
+    again = world.cache.parent / "again"
+    assert main(cache_arguments(world, out=again)) == 0
+    error = refused(*world.arguments(tmp_path / "run", cache=again))
+    assert "best_metric is avg_l2, and no head of" in error and "has a gaze point in the frame" in error
+
+
+def test_unlabelled_heads_alone_are_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = write_folder(tmp_path / "photos", 4)
+    words = ["--data", photos, "--epochs", 1, "--name", "run", "--runs", tmp_path, "--student", "tiny_cnn", "--device", "cpu"]
+    assert main(["train", *map(str, words), "--random-backbone"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"no head of {photos} has a gaze label and distill_weight is 0" in line and not (tmp_path / "run").exists()
 
 
 def test_a_directory_that_holds_a_run_or_something_else(world: World, refused: Refusals, trained: Path, tmp_path: Path) -> None:

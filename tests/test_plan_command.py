@@ -110,6 +110,44 @@ def test_picture_is_exact() -> None:
     ]
 
 
+def test_steps_in_an_epoch_are_not_assumed_in_silence(capsys: pytest.CaptureFixture[str]) -> None:
+    told = "an epoch is taken to have 100 of them"
+    for words in (["--warmup", "50 steps"], ["--distill-weight", "stairs 0: 1, 300 steps: 0.5"]):
+        for more, warned in (([], True), (["--steps-per-epoch", "100"], False)):
+            assert command("--blocks", "2", "--epochs", "9", *words, *more, "--json") == 0
+            assert (told in capsys.readouterr().err) == warned
+    assert command("--blocks", "2", "--epochs", "9", "--warmup", "5%", "--json") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_another_student_is_planned_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "run.toml"
+    recipe.write_text('[student]\nstudent = "lite0_tiny"\n[schedule]\nepochs = 2\n')
+    found = []
+    for words in ([str(recipe)], [str(recipe), "--student", "vit_tiny"], ["--student", "vit_tiny", "--epochs", "2"]):
+        assert command(*words, "--json") == 0
+        facts = json.loads(capsys.readouterr().out)
+        found.append((facts["blocks"], facts["epochs"][0]["trainable_parameters"]))
+    assert [blocks for blocks, _ in found] == [11, 12, 12] and found[1] == found[2] and found[0][1] != found[1][1]
+
+
+def test_the_picture_fits_a_narrow_terminal() -> None:
+    plan = compile_plan(config(epochs=300, distill_temp_end=3.987), blocks=30)
+    for width in (40, 80, 120):
+        lines = text_picture(plan, width)
+        assert max(map(len, lines)) <= width
+        assert len(lines[0]) == min(width - 20, 110)  # as wide as there is room for
+    assert {len(line) for line in text_picture(plan, 1)[:3]} == {11}
+
+
+def test_messages_are_lines_of_their_own_however_wide(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    assert command(*GUIDE.split(), "--thaw-coupling", "0") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "Progressive unfreeze scheduled after 10 epochs, adding one block every 3 epochs." in lines
+    assert lines[-1].startswith("With --thaw-coupling 0") and lines[-1].endswith("before more of it opens.")
+
+
 def test_command_says_what_is_missing() -> None:
     with pytest.raises(ConfigurationError, match="--epochs"):
         command("--blocks", "12")
@@ -117,6 +155,9 @@ def test_command_says_what_is_missing() -> None:
         command("--epochs", "12")
     with pytest.raises(PlanError, match="must not be negative"):
         command("--blocks", "12", "--epochs", "12", "--distill-weight", "-1")
+    for blocks, more in (("0", []), ("0", ["--finetune"]), ("-3", [])):
+        with pytest.raises(PlanError, match=f"--blocks is {blocks}, and a backbone that yields no stages has no plan; give at least 1"):
+            command("--blocks", blocks, "--epochs", "12", *more)
 
 
 def test_a_directory_in_place_of_a_run_file_is_told_what_to_do(tmp_path: Path) -> None:

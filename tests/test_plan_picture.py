@@ -123,6 +123,8 @@ def test_the_command_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert f"picture in {tmp_path / 'plan.svg'}" in capsys.readouterr().out
     with pytest.raises(ConfigurationError, match=r"plan\.pdf is neither \.svg nor \.png"):
         command(*words, "--picture", str(tmp_path / "plan.pdf"))
+    with pytest.raises(ConfigurationError, match=r"--picture .*plan\.svg/p\.svg cannot be written \(.*\); name a file in another place"):
+        command(*words, "--picture", str(tmp_path / "plan.svg/p.svg"))
 
 
 def test_the_command_counts_on_the_student_of_a_run_file(capsys: pytest.CaptureFixture[str]) -> None:

@@ -255,6 +255,23 @@ def test_more_epochs_by_override_keep_the_final_rate_and_are_remembered(run: Pat
     assert len(json.loads((run / "plan.json").read_text())["epochs"]) == 5
 
 
+def test_a_run_that_stopped_at_its_limit_goes_on(world: World, finished: Path, trainings: Trainings, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    # Killed before its limit, it stops there once it is resumed: the undisturbed run would have.
+    trainings.kill(world.arguments(run, checkpoint_steps=3, limit_steps=6), "step:4")
+    assert main(["train", "--resume", str(run)]) == 0
+    assert metrics(run)[-1]["step"] == 6 and "limit" not in capsys.readouterr().err
+    assert main(["train", "--resume", str(run), "--limit-steps", "8"]) == 0
+    assert "--limit-steps 8 takes the place of the run's own 6" in capsys.readouterr().err and metrics(run)[-1]["step"] == 8
+    assert main(["train", "--resume", str(run)]) == 0
+    assert "the run had stopped at its --limit-steps 8; now it goes on to its end" in capsys.readouterr().err
+    newest, whole = (read_checkpoint_file(checkpoints(place)[0]) for place in (run, finished))
+    assert all(torch.equal(value, whole.model[name]) for name, value in newest.model.items())
+    steps = [[record for record in metrics(place) if record["kind"] == "step"] for place in (run, finished)]
+    assert steps[0] == steps[1] and newest.facts["step"] == 12
+    assert json.loads((run / "config.json").read_text())["train"]["limit_steps"] == 0
+
+
 def test_a_run_that_was_moved_resumes_where_it_is(finished: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(finished, tmp_path / "elsewhere" / "renamed"))
     cut(checkpoints(moved)[0])
@@ -322,6 +339,8 @@ def test_the_choice_that_is_in_force_is_the_one_that_is_stored(run: Path, capsys
 
 
 def test_another_student_is_refused(run: Path, refused: Refusals) -> None:
+    error = refused("train", "--resume", str(run), "--student", "tiny_vit")
+    assert f"--student is tiny_vit, and {run} is a run of tiny_cnn; leave --student out" in error
     error = refused("train", "--resume", str(run), "--override", "--student", "tiny_vit")
     assert "is of another student: it differs in backbone, levels" in error
     assert json.loads((run / "config.json").read_text())["student"]["student"] == "tiny_cnn"
@@ -365,8 +384,36 @@ def test_a_cache_that_has_grown_does_not_change_the_run(run: Path, world: World,
     assert_same_run(finished, run)
 
 
-def test_a_recipe_is_not_mixed_with_a_resumption(run: Path, refused: Refusals) -> None:
-    assert "leave the run file out" in refused("train", "recipe.toml", "--resume", str(run))
+def test_a_run_file_beside_a_resumption_is_compared_like_options(run: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('[run]\nname = "other"\n[student]\nstudent = "tiny_cnn"\n[schedule]\nepochs = 3\nfinetune = true\ndistill_weight = "0.25"\n')
+    cut(checkpoints(run)[0])
+    assert main(["train", str(recipe), "--resume", str(run), "--finetune-layers", "2"]) == 0
+    warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: --")]
+    assert len(warned) == 2 and all("which is kept" in line for line in warned)
+    assert "--distill-weight 0.25 differs from the run's own 0.5" in warned[0] and "--finetune-layers 2" in warned[1]
+    assert_same_run(finished, run)
+
+
+def test_without_a_directory_the_run_that_is_meant_is_found(run: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(run.parent)
+    assert main(["train", "--resume"]) == 2
+    assert "no run is below runs; give the directory of a run" in capsys.readouterr().err
+    older, newer = (Path(shutil.copytree(run, Path("runs") / name)) for name in ("older", "newer"))
+    for place, moment in ((older, 1_000_000), (newer, 2_000_000)):
+        cut(checkpoints(place)[0])
+        for path in place.rglob("*"):
+            os.utime(path, (moment, moment))
+    assert main(["train", "--resume"]) == 0
+    assert f"resuming {newer}, the newest of 2 runs below runs" in capsys.readouterr().err
+    assert_same_run(finished, newer)
+    # The name that a run was given, or that its file gives it, says which one is meant.
+    Path("older.toml").write_text("[schedule]\nepochs = 3\n")
+    assert main(["train", "older.toml", "--resume"]) == 0
+    assert_same_run(finished, older)
+    assert main(["train", "--runs", ".", "--name", "run", "--resume"]) == 0
+    assert "differs" not in capsys.readouterr().err
+    assert_same_run(finished, run)
 
 
 def test_no_checkpoint_at_all_is_said_plainly(tmp_path: Path) -> None:

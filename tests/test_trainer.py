@@ -238,12 +238,47 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(field: str, tmp_path: P
     with pytest.raises(TrainingError, match=r"nan at step 5 on scenes scene 1/0, scene 1/1, .*--resume") as caught:
         trainer.fit()
     term = "heatmap" if field == "images" else "kd_heatmap"  # the loss itself is looked at, not only the gradient that it gives
-    assert term in str(caught.value).partition(" is nan")[0] and "\n" not in str(caught.value)
+    named = set(str(caught.value).partition(" is nan")[0].split(" and "))
+    # And no term is blamed that is not in use.
+    assert term in named <= {"heatmap", "inout", "kd_heatmap", "kd_inout", "kd_kl"} and "\n" not in str(caught.value)
     assert len(steps) == trainer.step == 5
     assert all(torch.isfinite(value).all() for value in trainer.model.state_dict().values())
     newest = read_checkpoint_file(checkpoints(tmp_path)[0])
     assert newest.facts["step"] == 4
     assert [record["kind"] for record in records][-1] == "step"
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), None, MemoryError()], ids=["GPU", "CPU", "Python"])
+def test_memory_that_runs_out_after_a_thaw_repeats_the_guides_advice(error: Exception | None, tmp_path: Path) -> None:
+    trainer, _ = make_trainer(tmp_path, CNN, 2, schedule=THAW)
+    plain = trainer.model.forward
+
+    def forward(*inputs: Any) -> Any:
+        if trainer.step == 3:  # two steps an epoch: a block opened at the second
+            if error is not None:
+                raise error
+            torch.empty(2**60)
+        return plain(*inputs)
+
+    trainer.model.forward = forward  # type: ignore[method-assign]
+    with pytest.raises(TrainingError, match=r"out of memory after unfreezing: .*reduce the batch size, .*--use-amp.* \(step 3, 2 blocks open: "):
+        trainer.fit()
+    assert read_checkpoint_file(checkpoints(tmp_path)[0]).facts["step"] == 2
+
+
+def test_memory_that_runs_out_with_all_frozen_has_nothing_to_say_of_thaws(tmp_path: Path) -> None:
+    def raising(kind: Exception) -> Trainer:
+        def forward(*_: Any) -> Any:
+            raise kind
+
+        trainer, _ = make_trainer(tmp_path, CNN, 1, schedule={"epochs": 1})
+        trainer.model.forward = forward  # type: ignore[method-assign]
+        return trainer
+
+    with pytest.raises(TrainingError, match=r"out of memory with a frozen backbone: reduce the batch size .* \(step 0, 0 blocks open: no room\)"):
+        raising(torch.OutOfMemoryError("no room")).fit()
+    with pytest.raises(RuntimeError, match="a defect"):  # another error is none of this
+        raising(RuntimeError("a defect")).fit()
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_step(tmp_path: Path) -> None:

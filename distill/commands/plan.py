@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,12 +34,12 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE.toml", help="a run file; options override it")
     parser.add_argument("--blocks", type=int, metavar="N", help="blocks of the backbone (default: the run file's)")
+    parser.add_argument("--student", metavar="NAME", help="plan for this student's backbone (default: the run file's)")
     parser.add_argument("--epochs", type=int, metavar="N", default=argparse.SUPPRESS, help="length of the run")
     parser.add_argument(
         "--steps-per-epoch",
         type=int,
         metavar="N",
-        default=STEPS_PER_EPOCH,
         help=f"matters to durations in steps and to warm-ups (default: {STEPS_PER_EPOCH})",
     )
     add_schedule_flags(parser)
@@ -129,20 +130,24 @@ def run(args: argparse.Namespace) -> int:
 def _configured(args: argparse.Namespace) -> tuple[PlanConfig, StageSizes, bool]:
     """The schedule, what its stages weigh, and whether that was counted on a model."""
     from distill.configuration import load_run_config
+    from distill.console import warn
     from distill.errors import ConfigurationError
     from schedules.errors import PlanError
 
-    run_config = load_run_config(args.recipe, schedule_overrides(args))
-    config = run_config.plan_config(args.steps_per_epoch)
+    overrides = schedule_overrides(args) | ({} if args.student is None else {"student": args.student})
+    run_config = load_run_config(args.recipe, overrides)
+    config = run_config.plan_config(STEPS_PER_EPOCH if args.steps_per_epoch is None else args.steps_per_epoch)
+    if args.steps_per_epoch is None and any(re.search(r"\d steps\b", str(value)) for value in config.to_dict().values()):
+        warn(f"times are given in steps, and an epoch is taken to have {STEPS_PER_EPOCH} of them; say how many it has with --steps-per-epoch N")
     if args.blocks is not None:
         from schedules.cost import equal_blocks
 
-        if args.blocks < 0:
-            raise PlanError(f"the number of blocks must not be negative, got {args.blocks}; give --blocks N")
+        if args.blocks < 1:
+            raise PlanError(f"--blocks is {args.blocks}, and a backbone that yields no stages has no plan; give at least 1 (12 for a ViT-S or ViT-B)")
         return config, equal_blocks(args.blocks), False
-    if args.recipe is None:
+    if args.recipe is None and args.student is None:
         raise ConfigurationError(
-            "a plan needs the number of the backbone's blocks: give --blocks N (12 for a ViT-S or ViT-B), or a run file"
+            "a plan needs the number of the backbone's blocks: give --blocks N (12 for a ViT-S or ViT-B), --student NAME, or a run file"
         )
     return config, student_sizes(run_config.student), True
 
@@ -165,9 +170,7 @@ def student_sizes(student: str) -> StageSizes:
 
 
 def _show(plan: Plan, sizes: StageSizes, measured: bool, args: argparse.Namespace) -> None:
-    from rich.text import Text
-
-    from distill.console import print_result, table, warn
+    from distill.console import print_result, result_width, table, warn
     from distill.plan_table import COLUMNS, table_rows, text_picture
     from schedules.durations import Duration
 
@@ -175,14 +178,14 @@ def _show(plan: Plan, sizes: StageSizes, measured: bool, args: argparse.Namespac
     drawn = len(rows) < plan.config.epochs
     title = "Plan: what is in force at the first step of each epoch" + (" (first → last of those in one row)" if drawn else "")
     print_result(table(title, COLUMNS, rows, left=0))
-    print_result(Text(f"cost: a step's work relative to everything open, {COST_BASIS[measured]}"))
-    print_result(Text("\n".join(text_picture(plan))))
+    print_result(f"cost: a step's work relative to everything open, {COST_BASIS[measured]}")
+    print_result("\n".join(text_picture(plan, result_width())))
     if args.picture is not None:
-        print_result(Text(f"picture in {args.picture}"))
+        print_result(f"picture in {args.picture}")
     if args.thaw_by is not None:
         interval = Duration.parse(plan.config.unfreeze_interval).describe()
-        print_result(Text(f"To open everything by {args.thaw_by}: --unfreeze-interval '{interval}'"))
+        print_result(f"To open everything by {args.thaw_by}: --unfreeze-interval '{interval}'")
     for message in plan.messages:
-        print_result(Text(message))
+        print_result(message)
     for warning in plan.warnings:
         warn(warning)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.commands.plan import add_schedule_flags
-from distill.configuration import add_run_flags, load_run_config, run_overrides
+from distill.configuration import add_run_flags, load_run_config, read_run_file, run_overrides
 
 EPILOG = """\
 examples:
@@ -15,6 +15,7 @@ examples:
   distill train recipes/gentle_finetune.toml --data gazefollow:/path --cache caches/gf --batch-size 32 --use-amp
   distill train recipes/own_camera.toml --student runs/demo --cache caches/scenes --unlabelled caches/photos
   distill train --resume runs/demo
+  distill train --resume                                                              the newest run below runs/
   distill train RUN.toml --cache caches/gf --on-spike hold --ema-decay 0.999 --patience 5
   distill train RUN.toml --cache caches/gf --grad-checkpointing --accumulate 4        when opened blocks run out of memory
   WANDB_MODE=offline distill train RUN.toml --cache caches/gf --tracker wandb,tensorboard
@@ -34,7 +35,10 @@ def register(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("recipe", nargs="?", type=Path, metavar="RUN.toml", help="a run file; recipes/ holds examples")
-    parser.add_argument("--resume", type=Path, metavar="RUN_DIR", help="go on with a run from its newest intact checkpoint")
+    parser.add_argument(
+        "--resume", type=Path, nargs="?", const=True, metavar="RUN_DIR", help="go on with a run from its newest intact checkpoint; without "
+        "RUN_DIR with the run of the run file or --name, else with the newest below --runs"
+    )
     parser.add_argument("--override", action="store_true", help="on --resume: options win over what the run was started with")
     parser.add_argument("--epochs", type=int, metavar="N", default=argparse.SUPPRESS, help="length of the run")
     add_run_flags(parser)
@@ -45,14 +49,14 @@ def register(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Train; raises mendable errors for what cannot be trained."""
     from distill.console import print_result
-    from distill.errors import ConfigurationError
     from distill.training import Run
 
     overrides = run_overrides(options)
     if options.resume is not None:
-        if options.recipe is not None:
-            raise ConfigurationError("--resume goes on with a run's own configuration; leave the run file out")
-        training = Run(resumed_config(options.resume, overrides, override=options.override), resuming=True)
+        run_dir, asked = options.resume, {**_file_values(options.recipe), **overrides}
+        if run_dir is True:  # no RUN_DIR: these two have said which run is meant, and ask for nothing else
+            run_dir, asked = _run_to_resume(options.recipe, overrides), {key: asked[key] for key in asked if key not in ("name", "runs")}
+        training = Run(resumed_config(run_dir, asked, override=options.override), resuming=True)
         end = training.resume()
     else:
         training = Run(load_run_config(options.recipe, overrides))
@@ -62,16 +66,42 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _file_values(recipe: Path | None) -> dict[str, Any]:
+    """What a run file that is given beside ``--resume`` asks for, by field name; the run's name and place are those of the run."""
+    sections = {} if recipe is None else read_run_file(recipe)
+    return {name: value for entries in sections.values() for name, value in entries.items() if name not in ("name", "runs")}
+
+
+def _run_to_resume(recipe: Path | None, overrides: dict[str, Any]) -> Path:
+    """The run that ``--resume`` alone means: that of the run file or the name, else the one that wrote a checkpoint last."""
+    from distill.console import say
+    from distill.training import run_directory
+    from students.checkpoint import checkpoints
+    from students.errors import RunError
+
+    config = load_run_config(recipe, overrides)
+    if config.name:
+        return run_directory(config)
+    found = [file.parent for file in Path(config.runs).glob("*/config.json")]
+    if not found:
+        raise RunError(f"--resume: no run is below {config.runs}; {_runs_nearby(Path(config.runs))}")
+    latest = max(found, key=lambda run: (max(path.stat().st_mtime_ns for path in [run / "config.json", *checkpoints(run)]), run))
+    say(f"resuming {latest}" + (f", the newest of {len(found)} runs below {config.runs}" if found[1:] else ""))
+    return latest
+
+
 def resumed_config(run_dir: Path, overrides: dict[str, Any], *, override: bool) -> Any:
     """The configuration a run was started with; where the command line differs it is warned about, value by value.
 
-    With ``override`` the command line wins. Prolonging a run keeps the length that its rates were planned for.
+    Another student is refused. With ``override`` the command line wins. Prolonging a run keeps the length that its rates were planned for.
+    Where a run stops early is asked anew each time: a limit that was reached has done its work, and one that is given holds.
     """
     import json
     from dataclasses import replace
 
     from distill.configuration import config_from_sections
     from distill.console import warn
+    from students.checkpoint import newest_step
     from students.errors import RunError
 
     path = run_dir / "config.json"
@@ -93,6 +123,9 @@ def resumed_config(run_dir: Path, overrides: dict[str, Any], *, override: bool) 
     saved = config_from_sections(sections, str(path))
     wanted = saved.to_json()
     plan = saved.plan_config(1).to_dict()
+    if "limit_steps" not in overrides and 0 < saved.limit_steps <= newest_step(run_dir):
+        warn(f"the run had stopped at its --limit-steps {saved.limit_steps}; now it goes on to its end")
+        wanted["train"]["limit_steps"] = 0
     for name, value in overrides.items():
         section = next((s for s, entries in wanted.items() if name in entries), "schedule")
         before = wanted[section].get(name)
@@ -104,7 +137,9 @@ def resumed_config(run_dir: Path, overrides: dict[str, Any], *, override: bool) 
                 continue
         elif before == value:
             continue
-        if not override:
+        if name == "student" and not override:
+            raise RunError(f"--student is {value}, and {run_dir} is a run of {before}; leave --student out, or start a run of its own under another --name")
+        if not override and name != "limit_steps":
             warn(f"--{name.replace('_', '-')} {value} differs from the run's own {before}, which is kept; --override makes {value} win")
             continue
         warn(f"--{name.replace('_', '-')} {value} takes the place of the run's own {before}")

@@ -78,7 +78,7 @@ def gaze_losses(
     whose teacher is believed less adds less and is counted in full: its voice is not given to the other heads.
     """
     heatmap, inout = output.heatmap.float(), None if output.inout is None else output.inout.float()
-    zero = heatmap.sum() * 0.0
+    zero = heatmap.new_zeros(())
 
     def mean(values: Tensor, mask: Tensor, count: Tensor) -> Tensor:
         return torch.where(mask, values, torch.zeros_like(values)).sum() / count.clamp_min(1)
@@ -111,7 +111,8 @@ def gaze_losses(
     if distill_weight and inout is not None and batch.teacher_inout is not None and weights.inout_distillation:
         kd_inout = inout_kl(inout, batch.teacher_inout, temperature).sum() / counts.heads.clamp_min(1)
     total = (
-        weights.bce * bce
+        heatmap.sum() * 0.0  # so that it has a gradient whatever is switched off
+        + weights.bce * bce
         + weights.softmax * spatial
         + weights.inout * task_inout
         + distill_weight * (kd_heatmap + weights.inout_distillation * kd_inout)
