@@ -53,7 +53,7 @@ def test_heads_file_elsewhere_with_columns_in_another_order(tmp_path: Path) -> N
         ("image,person,xmin,ymin,xmax,ymax\nphoto 0.jpg,1,2,3,,5\n", r"heads.csv:2: xmax is ''"),
         ("image,person,xmin,ymin,xmax,ymax\nphoto 0.jpg,1,2,3,2,5\n", r"heads.csv:2: .* has no area"),
         ("image,person,xmin,ymin,xmax,ymax\nabsent.jpg,1,2,3,4,5\n", r"heads.csv:2: picture absent.jpg is neither"),
-        ("image,person,xmin,ymin,xmax,ymax\nphoto\0.jpg,1,2,3,4,5\n", r"picture 'photo\\x00.jpg' has a zero byte in its name"),
+        ("image,person,xmin,ymin,xmax,ymax\nphoto\0.jpg,1,2,3,4,5\n", r"picture 'photo\\x00.jpg' has a sign in its name that no file's can have"),
         ("image,person,xmin,ymin,xmax,ymax\n,1,2,3,4,5\n", r"heads.csv:2: the image is not named"),
     ],
 )
@@ -118,6 +118,7 @@ def test_a_picture_that_was_turned_after_it_was_annotated_is_refused(tmp_path: P
         (lambda c: c["annotations"][2].update(bbox=[1, 2, 3]), r"annotation 2: bbox is \[1, 2, 3\], not four finite numbers"),
         (lambda c: c["annotations"][2].update(bbox=[1, 2, 3, None]), r"annotation 2: bbox is .* not four finite numbers"),
         (lambda c: c["annotations"][2].update(bbox=[1, 2, 3, 10**400]), r"annotation 2: bbox is .* not four finite numbers"),
+        (lambda c: c["images"][0].update(file_name="\ud800.jpg"), r"annotation 0: picture '\\ud800.jpg' has a sign in its name"),
         (lambda c: c["annotations"][1].pop("category_id"), r"annotation 1: category_id is None"),
         (lambda c: c["images"][1].update(width=0), r"image 1: size 0 x 48 is not positive"),
         (lambda c: c["images"][1].pop("file_name"), r"image 1: file_name is None"),

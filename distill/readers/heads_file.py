@@ -165,8 +165,8 @@ def _picture(
     row: HeadRow, given: dict[Path, Path], first: Sequence[Path], others: Sequence[Path], file: Path
 ) -> Path | None:
     """The given picture that the row means; None where it means one on the disk that was not given."""
-    if "\0" in row.image:
-        raise HeadsError(f"{file.parent / row.place}: picture {row.image!r} has a zero byte in its name; correct the name or delete the line")
+    if "\0" in row.image or any("\ud800" <= sign <= "\udbff" for sign in row.image):
+        raise HeadsError(f"{file.parent / row.place}: picture {row.image!r} has a sign in its name that no file's can have; correct it or delete the line")
     for folder in first:
         place = folder / row.image
         picture = given.get(Path(os.path.abspath(place))) or given.get(place.resolve())
