@@ -17,7 +17,6 @@ from torch import Tensor
 from students.errors import ExportError
 from teachers.contract import GazeOutput
 
-
 # Cells this near in value (relative, of float32 logits) are the same place. Where a map is resized bilinearly to more cells, its outermost
 # rows and columns are repeated, so a peak at the edge of the picture is two cells of one value, and rounding decides between them.
 ROUNDING = 4 * float(np.finfo(np.float32).eps)
