@@ -359,6 +359,13 @@ def test_where_there_is_nothing_to_export(run: Path, tmp_path: Path) -> None:
         export_run(run, data=f"gazefollow:{tmp_path / 'moved'}")
 
 
+def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_converted(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match=r"file is a file or lies below one, .*choose another --out"):
+        export_run(run, tmp_path / "file" / "student.onnx", begin=lambda count: pytest.fail("began"))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
 @pytest.mark.usefixtures("traced")
 def test_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "gaze.onnx"
