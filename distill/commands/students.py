@@ -65,13 +65,13 @@ def run_list(options: argparse.Namespace) -> int:
         ]
         for row in facts
     ]
-    # Narrow enough for a terminal of 110 columns; what is left out here is in --json.
+    # Narrow enough for a terminal of 100 columns; what is left out here is in --json.
     columns = ["student", "backbone", "decoder", "input", "params", "GFLOP", "+ 1", "ms", "+ 1"]
     title = (
         "Students. Decoder: layers x width. Input: height x width. GFLOP, ms: one picture with one person; + 1: each further person. ms: "
         f"{_taken([row['timing'] for row in facts if row['timing']])}"
     )
-    print_result(table(title, columns, rows, left=3))
+    print_result(table(title, columns, rows, left=3, compact=True))
     if any(row["ms"] is None for row in facts):
         say("ms: `distill students list --measure` measures them on this machine, which takes minutes for the whole list, and keeps them")
     return 0
