@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -108,13 +109,15 @@ def progress(title: str, total: int, unit: str) -> Iterator[Bar]:
         yield Bar(title, total, unit, live)
 
 
-def table(title: str, columns: list[str], rows: list[list[str]], *, left: int = 1) -> Table:
+def table(title: str, columns: list[str], rows: list[list[str]], *, left: int = 1, compact: bool = False) -> Table:
     """A rich table: the first ``left`` columns are text, the others are numbers and stand to the right.
 
     Every string is shown as it is: names of files hold brackets and colons, which rich would take for styles and pictures. What does not
-    fit is folded, never cut off.
+    fit is folded, never cut off. ``compact``: without a frame, a space between columns.
     """
     result = Table(title=Text(title), title_justify="left", header_style="bold")
+    if compact:
+        result.box, result.padding, result.show_edge, result.pad_edge = SIMPLE, (0, 0), False, False
     for number, column in enumerate(columns):
         result.add_column(Text(column), justify="left" if number < left else "right", overflow="fold")
     for row in rows:

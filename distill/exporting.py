@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.errors import ConfigurationError, MissingExtraError
+from distill.workshop import refuse_unwritable
 
 if TYPE_CHECKING:
     from students.export import Exported
@@ -110,7 +111,10 @@ def export_run(
     from teachers.weights import load_model
 
     allowed = tolerance_of(wanted.precision, tolerance or {})
-    model, description = load_model(student_directory(run))
+    stored = student_directory(run)
+    path = out or run / "exports" / default_name(wanted)
+    refuse_unwritable(path.parent)
+    model, description = load_model(stored)
     gate = gate_of(run, scenes, data=data, split=split)
     facts = description.get("facts", {})
     recorded: dict[str, Any] = {
@@ -123,7 +127,7 @@ def export_run(
     if wanted.precision == "int8":
         recorded["calibration"] = {"views": len(gate.calibration), "split": gate.calibration[0].split, "policy": gate.policy.describe()}
     return export_student(
-        model, out or run / "exports" / default_name(wanted),
+        model, path,
         GateScenes(gate.shown, model.input_size, policy=gate.policy, exif=gate.exif, advance=advance),
         name=description["name"], weights_digest=description["weights_digest"], wanted=wanted,
         calibration=GateScenes(gate.calibration, model.input_size, policy=gate.policy, exif=gate.exif),

@@ -56,6 +56,13 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
+def videos_below(folder: Path, out: Path) -> list[Path]:
+    """The videos in ``folder`` itself, sorted; none where it is no folder, or the one that answers are written to."""
+    if not folder.is_dir() or folder.resolve() == out.resolve():
+        return []
+    return sorted(path for path in folder.iterdir() if is_video(path) and not path.name.startswith("."))
+
+
 class VideoFile:
     """An opened video: ``rate`` in frames a second, ``frames`` as the file claims (0 where it does not), and its frames one by one.
 

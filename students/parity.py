@@ -17,6 +17,10 @@ from torch import Tensor
 from students.errors import ExportError
 from teachers.contract import GazeOutput
 
+# Cells this near in value (relative, of float32 logits) are the same place. Where a map is resized bilinearly to more cells, its outermost
+# rows and columns are repeated, so a peak at the edge of the picture is two cells of one value, and rounding decides between them.
+ROUNDING = 4 * float(np.finfo(np.float32).eps)
+
 
 @dataclass(frozen=True)
 class SceneBatch:
@@ -164,9 +168,11 @@ def _probability(logits: Tensor) -> np.ndarray:
 
 
 def _argmax_cells(heatmaps: np.ndarray) -> np.ndarray:
-    """Row and column ``[N,2]`` of each map's highest cell, the first of equal ones."""
+    """Row and column ``[N,2]`` of each map's highest cell, the first of those that are equal but for :data:`ROUNDING`."""
     count, _, width = heatmaps.shape
-    best = heatmaps.reshape(count, -1).argmax(axis=1)
+    flat = heatmaps.reshape(count, -1)
+    highest = flat.max(axis=1, keepdims=True)
+    best = (flat >= highest - ROUNDING * np.maximum(1.0, np.abs(highest))).argmax(axis=1)
     return np.stack((best // width, best % width), axis=1)
 
 

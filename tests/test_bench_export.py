@@ -82,6 +82,16 @@ def test_a_format_without_a_runtime_here_is_named(tmp_path: Path, monkeypatch: p
     assert "macOS only" in found["coreml", "float32"] and "pip install 'gaze-distill[openvino]'" in found["openvino", "int8"]
 
 
+def test_another_model_that_cannot_be_opened_is_refused_before_anything_is_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(exporting, "export_run", lambda *_, **__: pytest.fail("exported"))
+    (tmp_path / "junk.onnx").write_bytes(b"junk")
+    for name in ("junk.onnx", "absent.onnx"):
+        assert main(["bench", "export", str(tiny_run()), str(tmp_path / name), "--quick"]) == 2
+        assert name in capsys.readouterr().err
+
+
 def test_lists_of_people(capsys: pytest.CaptureFixture[str]) -> None:
     for wrong in ("0", "a", ""):
         with pytest.raises(SystemExit):

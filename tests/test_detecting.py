@@ -239,8 +239,11 @@ def test_command_finds_heads_where_no_file_says_them(tmp_path: Path, capsys: pyt
     assert json.loads((out / "answers.jsonl").read_text().splitlines()[0])["box"] == [8, 6, 24, 30]  # of 64 x 48 pixels
     assert main([*words, "--detector", str(detector), "--heads", str(folder / "heads.csv")]) == 2
     assert "leave one of the two out" in capsys.readouterr().err
+    (folder / "talk.MP4").write_bytes(b"")
     assert main(words) == 0  # the heads file beside the pictures comes first
-    assert json.loads(capsys.readouterr().out)["heads"] == str(folder / "heads.csv")
+    said = capsys.readouterr()
+    assert json.loads(said.out)["heads"] == str(folder / "heads.csv")
+    assert f"warning: videos in the folders given are not looked at: 1 (first: {folder / 'talk.MP4'})" in said.err
 
 
 def test_the_cascades_take_any_picture() -> None:

@@ -1,4 +1,4 @@
-"""The gate's figures by hand, the exported file against the student, and what is refused."""
+"""The exported file against the student, and what is refused."""
 
 from __future__ import annotations
 
@@ -30,17 +30,12 @@ from students import export
 from students.errors import ExportError
 from students.export import Exported, export_student
 from students.onnx_runtime import OnnxGaze, file_digest, read_export
-from students.parity import Parity, SceneBatch, SceneDifference, Tolerance, compare
+from students.parity import Parity, SceneBatch, Tolerance, compare
 from teachers.catalogue import load_teacher
-from teachers.contract import GazeOutput
 from teachers.model import GazeModel
 from teachers.onnx_teacher import OnnxTeacher
 from tests.export_world import CONFIG, already_traced, core_graph, tiny_export, tiny_model, tiny_run
 from tests.fixtures import write_folder
-
-
-def logit(probability: float) -> float:
-    return float(np.log(probability / (1 - probability)))
 
 
 @pytest.fixture(scope="module")
@@ -78,71 +73,6 @@ def heads(images: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
     boxes = torch.cat((corner, corner + 0.1 + torch.rand(count, 2, generator=generator) * 0.3), dim=1)
     index = torch.randint(0, images, (count,), generator=generator)
     return torch.randint(0, 256, (images, 3, 32, 48), generator=generator) / 255, boxes, index  # 8 bits, as pictures have
-
-
-# --- the figures of the gate ---------------------------------------------------------------------------------------------
-
-
-def batch(*names: str, heads_each: int = 1) -> SceneBatch:
-    index = torch.arange(len(names)).repeat_interleave(heads_each)
-    return SceneBatch(torch.zeros(len(names), 3, 2, 2), torch.zeros(len(index), 4), index, names)
-
-
-def answering(heatmap: Tensor, inout: Tensor | None) -> object:
-    return lambda batch: GazeOutput(heatmap, inout)
-
-
-def test_figures_by_hand() -> None:
-    wanted = torch.full((4, 8, 8), logit(0.1))
-    wanted[:, 1, 1] = logit(0.6)
-    got = wanted.clone()
-    got[2, 4, 5] = logit(0.7)  # scene b, head 0: 3 rows and 4 columns away; .7 for .1
-    got[1, 0, 0] = logit(0.15)  # scene a, head 1: .05 more, and the argmax stays
-    inout = torch.tensor([logit(0.9), logit(0.4), logit(0.51), logit(0.2)])
-    other = torch.tensor([logit(0.9), logit(0.45), logit(0.49), logit(0.2)])
-    parity = compare(answering(wanted, inout), answering(got, other), [batch("a", "b", heads_each=2)])
-    assert (parity.scenes, parity.heads, parity.finite) == (2, 4, True)
-    assert parity.heatmap_probability == pytest.approx(0.6, abs=1e-6)
-    assert parity.inout_probability == pytest.approx(0.05, abs=1e-6)
-    assert parity.argmax_equal == 0.75
-    assert parity.max_argmax_shift == 5.0
-    assert parity.mean_argmax_shift == 1.25
-    assert parity.inout_flips == 0.25
-    assert [scene.name for scene in parity.worst] == ["b", "a"]
-    assert parity.worst[0].describe() == "b (|Δp| 0.6, argmax 5.0 cells, in/out flipped)"
-    assert len(parity.failures(Tolerance())) == 4
-    assert parity.failures(Tolerance(0.61, 0.75, inout_flips=0.25)) == []
-
-
-def test_tolerance_is_inclusive_and_no_wider() -> None:
-    wanted = torch.full((1, 2, 2), logit(0.5))
-    wanted[0, 0, 0] = 1.0
-    got = wanted.clone()
-    got[0, 1, 1] = logit(0.501)
-    parity = compare(answering(wanted, None), answering(got, None), [batch("a")])
-    assert parity.inout_flips is None
-    assert parity.inout_probability is None
-    assert parity.failures(Tolerance(parity.heatmap_probability)) == []
-    assert "heatmap" in parity.failures(Tolerance(parity.heatmap_probability * 0.999))[0]
-
-
-@pytest.mark.parametrize("where", ["heatmap", "inout"])
-def test_values_that_are_not_finite_never_pass(where: str) -> None:
-    wanted, inout = torch.zeros(2, 2, 2), torch.zeros(2)
-    got, other = wanted.clone(), inout.clone()
-    (got[1] if where == "heatmap" else other)[1] = torch.nan
-    parity = compare(answering(wanted, inout), answering(got, other), [batch("a", "b")])
-    assert parity.failures(Tolerance(1.0, 0.0, inout_flips=1.0)) == ["an answer is not finite"]
-    assert parity.worst[0].name == "b"
-    with pytest.raises(ExportError, match=r"student itself .* scene b"):
-        compare(answering(got, other), answering(wanted, inout), [batch("a", "b")])
-
-
-def test_compare_refuses_nothing_and_answers_of_another_kind() -> None:
-    with pytest.raises(ExportError, match="no head"):
-        compare(answering(torch.zeros(0, 2, 2), None), answering(torch.zeros(0, 2, 2), None), [])
-    with pytest.raises(ExportError, match="in/out absent"):
-        compare(answering(torch.zeros(1, 2, 2), torch.zeros(1)), answering(torch.zeros(1, 2, 2), None), [batch("a")])
 
 
 # --- the exported file ---------------------------------------------------------------------------------------------------
@@ -331,6 +261,23 @@ def test_branches_are_merged_for_the_file_and_not_for_the_gate(tmp_path: Path, m
 
 
 @pytest.mark.usefixtures("traced")
+def test_one_picture_asked_in_several_ways_is_no_mean_over_scenes(
+    tmp_path: Path, model: GazeModel, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first picture is repeated to see other numbers of heads: a highest cell that moves there moves in all of these at once."""
+    scenes, seen = shown(gate_scenes(run, 2).scenes), []
+
+    def moved(reference: object, candidate: object, batches: object, **rest: object) -> Parity:
+        parity = compare(reference, candidate, batches, **rest)  # type: ignore[arg-type]
+        seen.append(parity)
+        return replace(parity, mean_argmax_shift=0.3) if len(seen) % 2 else parity
+
+    monkeypatch.setattr(export, "compare", moved)
+    result = export_student(model, tmp_path / "a.onnx", scenes, name="x", weights_digest="0", tolerance=Tolerance(0.01, None, 0.25))
+    assert len(seen) == 2 and result.parity is seen[1]
+
+
+@pytest.mark.usefixtures("traced")
 def test_a_file_that_agrees_takes_the_place_of_the_old_one(tmp_path: Path, exported: Exported, model: GazeModel, run: Path) -> None:
     path = tmp_path / "student.onnx"
     path.write_bytes(b"before")
@@ -369,13 +316,6 @@ def test_damaged_and_lonely_files_are_named(tmp_path: Path, exported: Exported) 
     (tmp_path / "student.json").write_text("{}")
     with pytest.raises(ExportError, match="does not describe"):
         OnnxGaze(path)
-
-
-def test_the_scenes_named_are_those_of_what_was_refused() -> None:
-    likely, far = SceneDifference("likely", 0.2, 0.0, False), SceneDifference("far", 0.001, 9.0, False)
-    parity = Parity(2, 2, True, 0.2, None, 0.5, 4.5, 9.0, None, (likely, far), (far, likely))
-    assert parity.named(Tolerance(probability=1.0, argmax_equal=None, mean_shift=0.25)) == (far, likely)
-    assert parity.named(Tolerance(probability=0.1, argmax_equal=None, mean_shift=0.25)) == (likely, far)
 
 
 def test_files_that_cannot_be_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -417,6 +357,13 @@ def test_where_there_is_nothing_to_export(run: Path, tmp_path: Path) -> None:
         export_run(run / "student")
     with pytest.raises(DataError, match=r"scenes to check the export on: .*--data SPEC"):
         export_run(run, data=f"gazefollow:{tmp_path / 'moved'}")
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_converted(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match=r"file is a file or lies below one, .*choose another --out"):
+        export_run(run, tmp_path / "file" / "student.onnx", begin=lambda count: pytest.fail("began"))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.usefixtures("traced")

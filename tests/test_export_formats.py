@@ -248,6 +248,9 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'gaze-distill\[openvino\]'"):
         export_run(tiny_run(), wanted=Wanted("openvino"))
+    # The short names of a precision are the long ones: what is refused here is the format's.
+    assert main(["export", str(tiny_run()), "--format", "torch", "--precision=fp16"]) == 2
+    assert "torch is written as float32, not as float16" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["export", str(tiny_run()), "--tolerance", "inout_flips"])
     assert "is not NAME=VALUE" in capsys.readouterr().err

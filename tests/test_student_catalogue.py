@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from distill.cli import main
+from distill.student_times import memory_file, remember, remembered
 from students.catalogue import STUDENTS, build_student, student_config
 from students.reparametrise import has_branches, reparametrised
 from teachers.errors import UnknownModelError, WeightsError
@@ -65,6 +67,32 @@ def test_the_list_counts_operations(capsys: pytest.CaptureFixture[str]) -> None:
     assert query["name"] == "hgnet_atto" and query["decoder"] == "query 1+2x128"
     assert query["gflop"] > 0 and query["gflop_further"] < 0.03 * query["gflop"]
     assert gazelle["gflop_further"] > 0.1 * gazelle["gflop"]
+
+
+def test_milliseconds_are_listed_once_they_were_measured_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GAZE_DISTILL_HOME", str(tmp_path / "home"))
+    atto = STUDENTS["hgnet_atto"]
+    timing = {"onnxruntime": "1.32.0", "threads": 2, "rounds": 11, "load": 0.5}
+    words = ["students", "list", "hgnet_atto"]
+    assert main([*words, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["ms"] is None and row["ms_further"] is None and row["timing"] is None
+    assert main(words) == 0
+    shown = capsys.readouterr()
+    assert "ms" in shown.out and "--measure" in shown.err
+    remember([(atto, {"ms": 11.4, "ms_further": 0.141, "timing": timing}), (replace(atto, dim=64), {"ms": 9.0, "ms_further": 0.1, "timing": timing})])
+    assert main([*words, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["ms"], row["ms_further"], row["timing"]) == (11.4, 0.141, timing)
+    assert main(words) == 0
+    shown = capsys.readouterr()
+    assert "11.4" in shown.out and "0.14" in shown.out and "--measure" not in shown.err
+    assert remembered(replace(atto, dim=32))["ms"] is None  # a student that was changed since
+    for damaged in ("{", '{"version": 1, "times": {"a": 1}}', "[]", '{"version": 2, "times": {}}'):
+        memory_file().write_text(damaged)
+        assert remembered(atto)["ms"] is None
 
 
 @pytest.mark.parametrize(("backbone", "branches"), [("repvit_m0_9", True), ("fastvit_t8", True), ("hgnetv2_b0", False)])

@@ -7,7 +7,7 @@ from typing import Any
 
 ONE_BAR, FIVE_BAR, FURTHER_BAR = 1.8, 6.0, 0.03
 PEOPLE = (1, 5, 9)
-SMALLEST = "hgnet_atto,hgnet_femto,lite0_query"  # the three students with a query decoder and the fewest parameters, but for pico
+SMALLEST = "hgnet_atto,hgnet_femto,lite0_query"  # the three students with a query decoder and the fewest parameters
 
 EPILOG = """\
 examples:

@@ -123,8 +123,11 @@ def entrants(options: argparse.Namespace, folder: Path, scenes: int, say: Callab
     from students.errors import ExportError
     from students.export import can_run
     from students.wanted import Wanted
+    from teachers.onnx_teacher import OnnxTeacher
 
     stored = student_directory(options.run_dir)
+    for path in options.others:
+        OnnxTeacher(path, device="cpu")  # what cannot be opened is refused before the minutes of the exports
     gate = gate_of(options.run_dir, scenes, data=options.data, split=options.split)
     found: list[Contender] = []
     for kind, precision in KINDS:

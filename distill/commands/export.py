@@ -52,7 +52,10 @@ def register(subparsers: Any) -> None:
         "--format", choices=("onnx", "torch", "openvino", "litert", "coreml", "tensorrt", "web"), default="onnx",
         help="kind of file; tensorrt: an ONNX file and the command that builds an engine of it; web: a page around an ONNX file (default: onnx)",
     )
-    parser.add_argument("--precision", choices=("float32", "float16", "int8"), default="float32", help="numbers inside (default: float32)")
+    parser.add_argument(
+        "--precision", type=_precision, choices=("float32", "float16", "int8"), default="float32",
+        help="numbers inside; fp32 and fp16 are understood too (default: float32)",
+    )
     parser.add_argument(
         "--pixels", choices=("uint8", "float32"), default="",
         help="what goes in: uint8, raw pictures; float32, pictures that the caller resizes as the JSON says (default: uint8 for onnx, torch and "
@@ -205,6 +208,10 @@ def _change(text: str) -> tuple[str, float]:
         return name.strip(), float(value)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, such as inout_flips=0.05") from None
+
+
+def _precision(text: str) -> str:
+    return {"fp32": "float32", "fp16": "float16"}.get(text, text)
 
 
 def _positive(text: str) -> int:

@@ -66,10 +66,10 @@ def run(options: argparse.Namespace) -> int:
     import time
 
     from distill.commands.predict_video import run_videos, show_videos
-    from distill.console import print_json, progress
+    from distill.console import print_json, progress, warn
     from distill.errors import ConfigurationError
     from distill.predicting import load_gaze, predict
-    from distill.video import is_video
+    from distill.video import is_video, videos_below
     from distill.workshop import refuse_unwritable
 
     if options.heads and options.detector:
@@ -78,6 +78,8 @@ def run(options: argparse.Namespace) -> int:
     stills = [path for path in options.pictures if not is_video(path)]
     if videos and options.heads and not stills:
         raise ConfigurationError(f"--heads gives boxes for pictures, and {videos[0]} is a video, in which heads are looked for; leave --heads out")
+    if passed_by := [video for path in stills for video in videos_below(path, options.out)]:
+        warn(f"videos in the folders given are not looked at: {len(passed_by)} (first: {passed_by[0]}); name those that are meant")
     refuse_unwritable(options.out)
     began = time.perf_counter()
     subjects, heads, found = _subjects(options, stills) if stills else (None, "", False)

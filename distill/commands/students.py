@@ -7,9 +7,9 @@ from typing import Any
 
 LIST = """\
 List the catalogue of students: backbone, decoder, input size, parameters, and GFLOP (two operations a multiply-add) for a picture with one
-person and for each further person. --measure adds milliseconds in ONNX Runtime for one person and for each further one, on random weights,
-it takes minutes for the whole list. A run file names a student under [student], or give --student NAME to
-`distill train`. timm:BACKBONE makes a student of any network of timm that yields a feature map.
+person and for each further person; milliseconds in ONNX Runtime for one person and for each further one, as last measured on this machine.
+--measure takes these now, on random weights: minutes for the whole list. A run file names a student under [student], or give
+--student NAME to `distill train`. timm:BACKBONE makes a student of any network of timm that yields a feature map.
 """
 EPILOG = """\
 examples:
@@ -32,7 +32,7 @@ def register(subparsers: Any) -> None:
         "list", help="list the catalogue", description=LIST, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     listing.add_argument("names", nargs="*", metavar="STUDENT", help="these alone: of the catalogue, or timm:BACKBONE (default: the catalogue)")
-    listing.add_argument("--measure", action="store_true", help="milliseconds for one person and for each further one, in ONNX Runtime")
+    listing.add_argument("--measure", action="store_true", help="measure the milliseconds now, and keep them for the next list")
     listing.add_argument("--threads", type=int, default=2, metavar="N", help="ONNX Runtime's threads for --measure (default: 2)")
     listing.add_argument("--rounds", type=int, default=11, metavar="N", help="calls of each for --measure (default: 11)")
     listing.add_argument("--json", action="store_true", help="the same facts as JSON on standard output")
@@ -41,8 +41,10 @@ def register(subparsers: Any) -> None:
 
 def run_list(options: argparse.Namespace) -> int:
     """Print the catalogue."""
-    from distill.console import print_json, print_result, table
+    from distill.console import print_json, print_result, say, table
     from distill.errors import ConfigurationError
+    from distill.student_times import remembered
+    from students.catalogue import student_config
 
     for name, least in (("rounds", 5), ("threads", 1)):
         if getattr(options, name) < least:
@@ -50,6 +52,8 @@ def run_list(options: argparse.Namespace) -> int:
     facts = student_facts(options.names)
     if options.measure:
         measure(facts, rounds=options.rounds, threads=options.threads)
+    else:
+        facts = [{**row, **remembered(student_config(row["name"]))} for row in facts]
     if options.json:
         print_json(facts)
         return 0
@@ -57,18 +61,30 @@ def run_list(options: argparse.Namespace) -> int:
         [
             row["name"], row["backbone"], row["decoder"], "x".join(map(str, row["input_size"])), f"{row['parameters'] / 1e6:.2f} M",
             f"{row['gflop']:.2f}", f"{row['gflop_further']:.3f}",
-            *([f"{row['ms']:.1f}", f"{row['ms_further']:.2f}"] if options.measure else []),
+            *("-" if row[key] is None else form.format(row[key]) for key, form in (("ms", "{:.1f}"), ("ms_further", "{:.2f}"))),
         ]
         for row in facts
     ]
     # Narrow enough for a terminal of 100 columns; what is left out here is in --json.
-    columns = ["student", "backbone", "decoder", "input", "params", "GFLOP", "+ 1"]
-    title = "Students. Decoder: layers x width. Input: height x width. GFLOP: one picture with one person; + 1: each further person"
-    if options.measure:
-        columns += ["ms", "+ 1"]
-        title += f". ms: ONNX Runtime {facts[0]['timing']['onnxruntime']}, {options.threads} threads, random weights, load {facts[0]['timing']['load']}"
-    print_result(table(title, columns, rows, left=3))
+    columns = ["student", "backbone", "decoder", "input", "params", "GFLOP", "+ 1", "ms", "+ 1"]
+    title = (
+        "Students. Decoder: layers x width. Input: height x width. GFLOP, ms: one picture with one person; + 1: each further person. ms: "
+        f"{_taken([row['timing'] for row in facts if row['timing']])}"
+    )
+    print_result(table(title, columns, rows, left=3, compact=True))
+    if any(row["ms"] is None for row in facts):
+        say("ms: `distill students list --measure` measures them on this machine, which takes minutes for the whole list, and keeps them")
     return 0
+
+
+def _taken(timings: list[dict[str, Any]]) -> str:
+    """How the milliseconds were measured, in words."""
+    if not timings:
+        return "not measured yet"
+    versions = ", ".join(sorted({each["onnxruntime"] for each in timings}))
+    threads = "/".join(map(str, sorted({each["threads"] for each in timings})))
+    loads = sorted(each["load"] for each in timings)
+    return f"ONNX Runtime {versions}, {threads} threads, random weights, load {loads[0]}" + (f" to {loads[-1]}" if loads[-1] > loads[0] else "")
 
 
 def student_facts(names: list[str] | None = None) -> list[dict[str, Any]]:
@@ -106,20 +122,23 @@ def student_facts(names: list[str] | None = None) -> list[dict[str, Any]]:
 
 
 def measure(facts: list[dict[str, Any]], *, rounds: int, threads: int) -> None:
-    """Add milliseconds in ONNX Runtime to the records: ``ms`` for one person, ``ms_further`` for each further one."""
+    """Add milliseconds in ONNX Runtime to the records, ``ms`` for one person, ``ms_further`` for each further one, and remember them."""
     import os
     import tempfile
     from pathlib import Path
 
     from distill.console import progress
     from distill.decoder_speed import time_students
+    from distill.student_times import remember
     from students.catalogue import student_config
 
     with tempfile.TemporaryDirectory(prefix="distill-students-") as scratch, progress("Measuring", total=len(facts), unit="students") as bar:
         import onnxruntime
 
         for row in facts:
-            times = time_students({"this": student_config(row["name"])}, Path(scratch), people=PEOPLE, rounds=rounds, threads=threads)["this"]
+            config = student_config(row["name"])
+            times = time_students({"this": config}, Path(scratch), people=PEOPLE, rounds=rounds, threads=threads)["this"]
             row |= {"ms": round(times.ms(1), 3), "ms_further": round(times.further, 4)}
             row["timing"] = {"onnxruntime": onnxruntime.__version__, "threads": threads, "rounds": rounds, "load": round(os.getloadavg()[0], 2)}
+            remember([(config, row)])
             bar.update()
