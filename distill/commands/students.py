@@ -7,9 +7,9 @@ from typing import Any
 
 LIST = """\
 List the catalogue of students: backbone, decoder, input size, parameters, and GFLOP (two operations a multiply-add) for a picture with one
-person and for each further person; milliseconds in ONNX Runtime for one person and for each further one, as last measured on this machine.
---measure takes these now, on random weights: minutes for the whole list. A run file names a student under [student], or give
---student NAME to `distill train`. timm:BACKBONE makes a student of any network of timm that yields a feature map.
+person and for each further person; milliseconds in ONNX Runtime for one person and for each further one, as last measured on this machine,
+or on a reference machine until then. --measure takes these now, on random weights: minutes for the whole list. A run file names a student
+under [student], or give --student NAME to `distill train`. timm:BACKBONE makes a student of any network of timm that yields a feature map.
 """
 EPILOG = """\
 examples:
@@ -72,19 +72,24 @@ def run_list(options: argparse.Namespace) -> int:
         f"{_taken([row['timing'] for row in facts if row['timing']])}"
     )
     print_result(table(title, columns, rows, left=3, compact=True))
-    if any(row["ms"] is None for row in facts):
+    if any(row["ms"] is None or row["timing"]["machine"] != "this" for row in facts):
         say("ms: `distill students list --measure` measures them on this machine, which takes minutes for the whole list, and keeps them")
     return 0
 
 
 def _taken(timings: list[dict[str, Any]]) -> str:
-    """How the milliseconds were measured, in words."""
-    if not timings:
-        return "not measured yet"
-    versions = ", ".join(sorted({each["onnxruntime"] for each in timings}))
-    threads = "/".join(map(str, sorted({each["threads"] for each in timings})))
-    loads = sorted(each["load"] for each in timings)
-    return f"ONNX Runtime {versions}, {threads} threads, random weights, load {loads[0]}" + (f" to {loads[-1]}" if loads[-1] > loads[0] else "")
+    """How and where the milliseconds were measured, in words."""
+    told = []
+    for machine in sorted({each["machine"] for each in timings}, key=lambda name: name != "this"):
+        these = [each for each in timings if each["machine"] == machine]
+        versions = ", ".join(sorted({each["onnxruntime"] for each in these}))
+        threads = "/".join(map(str, sorted({each["threads"] for each in these})))
+        loads = sorted(each["load"] for each in these)
+        load = f"{loads[0]}" + (f" to {loads[-1]}" if loads[-1] > loads[0] else "")
+        where = "this machine" if machine == "this" else machine
+        count = "" if len(these) == len(timings) else f"{len(these)} of them on "
+        told.append(f"{count}{where}, ONNX Runtime {versions}, {threads} threads, random weights, load {load}")
+    return "; ".join(told) or "not measured yet"
 
 
 def student_facts(names: list[str] | None = None) -> list[dict[str, Any]]:
@@ -141,4 +146,5 @@ def measure(facts: list[dict[str, Any]], *, rounds: int, threads: int) -> None:
             row |= {"ms": round(times.ms(1), 3), "ms_further": round(times.further, 4)}
             row["timing"] = {"onnxruntime": onnxruntime.__version__, "threads": threads, "rounds": rounds, "load": round(os.getloadavg()[0], 2)}
             remember([(config, row)])
+            row["timing"]["machine"] = "this"
             bar.update()
