@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,18 +144,6 @@ def test_a_teacher_without_inout_has_no_inout_tensor(tmp_path: Path) -> None:
     assert not reader.has_inout and reader.read(source.keys[2], 1).inout is None
     with safe_open(tmp_path / "cache/shards/00000.safetensors", "np") as file:
         assert "inout" not in file.keys()  # noqa: SIM118 (safe_open is no mapping)
-
-
-def test_an_open_cache_takes_few_bytes_a_scene(tmp_path: Path) -> None:
-    count = 50_000
-    (tmp_path / "cache.json").write_bytes(EMPTY.grown([str(number) for number in range(count)], 4, 64).to_json())
-    CacheReader(tmp_path)
-    tracemalloc.start()
-    reader = CacheReader(tmp_path)
-    used = tracemalloc.get_traced_memory()[0]
-    tracemalloc.stop()
-    assert reader.position("123") == 123 and reader.position("50000") is None
-    assert used <= 32 * count
 
 
 def test_a_request_for_nothing_is_refused() -> None:
