@@ -63,9 +63,9 @@ mirror image of a map is not the map of the mirror image); and must not read a r
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -275,6 +275,23 @@ class Manifest:
         body["digest"] = digest_of(canonical(body))
         return json.dumps(body, indent=1, sort_keys=True).encode("ascii") + b"\n"
 
+    def _sound(self) -> bool:
+        """Whether every member is of its type, and the segments are such as :meth:`grown` adds: a full table, shards numbered on."""
+        facts = self.heatmap_size + tuple(getattr(one, name) for one in self.segments for name in Segment.__slots__ if name != "keys")
+        named = isinstance(self.teacher, dict) and isinstance(self.source, dict) and isinstance(self.command, str)
+        if not named or self.codec not in CODECS or type(self.has_inout) is not bool or {type(fact) for fact in facts} != {int}:
+            return False
+        scenes = views = shards = 0
+        for one in self.segments:
+            grows = one.scene_start < one.scene_stop and one.view_start < one.view_stop and one.scenes_per_shard > 0
+            more_views = (one.scene_start, one.scene_stop, one.view_start) == (0, scenes, views)
+            more_scenes = (one.scene_start, one.view_start) == (scenes, 0) and (not scenes or one.view_stop == views)
+            keys = one.scene_stop - one.scene_start if more_scenes else 0
+            if not grows or not (more_views or more_scenes) or one.first_shard != shards or len(one.keys) != KEY_BYTES * keys:
+                return False
+            scenes, views, shards = one.scene_stop, one.view_stop, shards + one.shards
+        return min(self.heatmap_size) > 0
+
     @classmethod
     def from_json(cls, data: bytes, path: Path) -> Manifest:
         """Parse and check; :class:`CacheError` names ``path`` and what is wrong."""
@@ -304,15 +321,17 @@ class Manifest:
                 segments,
                 body["command"],
             )
-            if manifest.codec not in CODECS or len(manifest.key_bytes()) != KEY_BYTES * manifest.scenes:
-                raise KeyError("codec or keys")
+            if not manifest._sound():
+                raise KeyError("a member is not what the format asks for")
             return manifest
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except CacheError:
+            raise
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise CacheError(
                 f"{path} is damaged, or not a cache's manifest ({error}); restore it from a copy, delete the cache and build it again with "
                 "`distill cache build`, or give the directory that `distill cache build --out` wrote"
             ) from None
-        except (KeyError, TypeError, binascii.Error) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise CacheError(
                 f"{path} is not a cache's manifest ({error}); give the directory that `distill cache build --out` wrote"
             ) from None
@@ -325,7 +344,7 @@ class Manifest:
             data = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             raise CacheError(
-                f"{cache} is no cache: it has no {MANIFEST}; build one with `distill cache build --out {cache}`"
+                f"{cache} is no cache: it has no {MANIFEST}; build one with `distill cache build ... --out {shlex.quote(str(cache))}`"
             ) from None
         except (PermissionError, IsADirectoryError) as error:
             raise CacheError(f"{path} cannot be read ({error.strerror}); make it readable") from None

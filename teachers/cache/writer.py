@@ -16,6 +16,7 @@ import numpy as np
 
 from teachers.cache.container import shard_chunks
 from teachers.cache.format import MANIFEST, SHARDS, Manifest, Span, canonical, differences, digest_of, shard_name
+from teachers.cache.remedies import build_command
 from teachers.errors import CacheError
 
 try:
@@ -132,7 +133,7 @@ def _request(
     if there.identity() != wanted.identity():
         raise CacheError(
             f"cache {cache} holds something else: {differences(there.identity(), wanted.identity(), ('cache', 'asked for'))}; "
-            "give another --out, or ask for what the cache holds"
+            f"give another --out, or go on with what the cache holds: `{build_command(cache, there)}`"
         )
     grown = there.grown(keys, views, scenes_per_shard)
     return (there, True) if grown is there else (with_changes(grown, command=wanted.command), False)
