@@ -156,6 +156,32 @@ def test_a_place_that_takes_nothing_is_named_and_what_was_there_stays(
     assert main(words) == 0
 
 
+@pytest.mark.parametrize("shards", [True, False], ids=["shards", "none yet"])
+def test_a_place_that_is_known_to_take_nothing_is_named_before_the_teacher_runs(
+    built: tuple[Path, Path], teachers: list[TinyTeacher], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shards: bool
+) -> None:
+    pictures, cache = built
+    words = ["cache", "build", "--images", str(pictures), "--teacher", "0", "--views", "2", "--batch", "4", "--out", str(cache)]
+    directory = cache / "shards" if shards else cache
+    for path in [cache / "shards/00001.safetensors"] if shards else [*(cache / "shards").iterdir(), cache / "shards"]:
+        path.unlink() if path.is_file() else path.rmdir()
+    asked, access = [], os.access
+
+    def read_only(path: Any, mode: int, **rest: Any) -> bool:
+        asked.extend({directory} & {path})
+        return path != directory and access(path, mode, **rest)
+
+    monkeypatch.setattr(os, "access", read_only)
+    message, _ = told(capsys, words)
+    assert os.strerror(errno.EACCES) in message and "no shard can be written" in message and str(directory) in message
+    assert teachers[-1].images == 0 and asked == [directory]
+    monkeypatch.setattr(os, "access", access)
+    assert main(words) == 0
+    # A cache that is whole asks for no place.
+    monkeypatch.setattr(os, "access", read_only)
+    assert main(words) == 0 and asked == [directory]
+
+
 def test_verify_exits_with_1_where_the_live_teacher_differs(
     built: tuple[Path, Path], teachers: list[TinyTeacher], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -144,6 +145,16 @@ def _make_directory(cache: Path) -> None:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _named(error, cache, "no cache can be made there; give another --out") from error
+
+
+def refuse_unwritable(cache: Path) -> None:
+    """Raise OSError if the directory of ``cache``'s shards takes no file, as far as can be told without writing one: before a shard is
+    computed in vain."""
+    directory = next((path for path in (cache / SHARDS, cache) if path.is_dir()), cache)
+    if directory.is_dir() and not os.access(directory, os.W_OK | os.X_OK):
+        read_only = hasattr(os, "ST_RDONLY") and os.statvfs(directory).f_flag & os.ST_RDONLY
+        number = errno.EROFS if read_only else errno.EACCES
+        raise OSError(number, f"{os.strerror(number)}: no shard can be written; make the directory writable, or give another --out", str(directory))
 
 
 def _named(error: OSError, path: Path, remedy: str) -> OSError:
