@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace as with_changes
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
@@ -25,6 +26,8 @@ try:
 except ImportError:  # Windows: two first writers of one cache then need --part jobs started one after the other.
     fcntl = None  # type: ignore[assignment]
 
+LOCK, LOCK_NOW = (0, 0) if fcntl is None else (fcntl.LOCK_EX, fcntl.LOCK_EX | fcntl.LOCK_NB)
+NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 # A temporary file of another machine is taken for abandoned when nobody has written to it for a day: whether its writer lives cannot be
 # asked from here, locks do not reach across every network file system, and no shard takes a day to write.
 ABANDONED_SECONDS = 24 * 3600.0
@@ -34,6 +37,18 @@ _TEMPORARY = re.compile(r"\..*\.(?P<host>[\w-]+)\.(?P<process>\d+)\.[0-9a-f]+\.t
 def _host() -> str:
     """This machine's name as a part of a file's name."""
     return re.sub(r"[^\w-]", "-", socket.gethostname(), flags=re.ASCII)[:64] or "unnamed"
+
+
+def _lock(file: IO[Any], how: int) -> None:
+    """Lock an open file, where its file system knows locks: one that knows none (Lustre as it is often mounted) loses no more than a
+    system without them."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, how)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
 
 
 def _flush_directory(path: Path) -> None:
@@ -54,9 +69,8 @@ def write_whole(path: Path, chunks: Iterable[bytes | memoryview]) -> int:
     size = 0
     try:
         with temporary.open("xb") as file:
-            if fcntl is not None:
-                # Held while this process lives: its number alone may be of another container, or be given again.
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Held while this process lives: its number alone may be of another container, or be given again.
+            _lock(file, LOCK_NOW)
             for chunk in chunks:
                 size += file.write(chunk)
             file.flush()
@@ -84,7 +98,7 @@ def remove_abandoned(directory: Path) -> int:
             if not _writer_ended(path):
                 continue
             with path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(file, LOCK_NOW)
                 path.unlink()
                 count += 1
     return count
@@ -111,8 +125,7 @@ def _locked(cache: Path) -> Iterator[None]:
     except OSError as error:
         raise _named(error, cache / ".lock", "the cache cannot be added to; make its directory writable, or give another --out") from error
     with file:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        _lock(file, LOCK)
         yield
 
 
