@@ -15,8 +15,8 @@ A cache is a directory::
 - ``codec`` (``"fp16"`` or ``"q8"``), ``heatmap_size`` ``[h, w]``, ``has_inout``.
 - ``segments``: a list. Each has ``first_shard``, ``scene_start``, ``scene_stop``, ``view_start``, ``view_stop``,
   ``scenes_per_shard``, and ``keys``: for the scenes that it adds to the cache (those beyond every earlier segment), in
-  order, the 8-byte BLAKE2b digest of each scene's key (UTF-8), concatenated, in base64. A segment adds scenes and then
-  starts at view 0, or adds views to scenes that are there and then has no keys.
+  order, the 8-byte BLAKE2b digest of each scene's key (UTF-8), concatenated, in base64. A segment adds scenes, with all views
+  that the others have by then, from view 0 on; or it adds views to all scenes that are there, and then has no keys.
 - ``command``: how the cache was last asked for, and in which directory; for messages only (:mod:`teachers.cache.command`).
 - ``digest``: BLAKE2b-16 (hex) of the canonical JSON (sorted keys, no spaces, ASCII) of all other members.
 

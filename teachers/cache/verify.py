@@ -79,7 +79,7 @@ def verify_rows(reader: CacheReader, teacher: Teacher, source: ViewSource, rows:
     reader.check_annotations(source)
     # A precision that is not known here is held to the strictest bound.
     noise = NOISE.get(str(teacher.fingerprint.get("precision")), NOISE["fp32"])
-    dice = np.random.default_rng(seed)
+    dice = np.random.default_rng(seed % 2**64)  # which takes none below 0
     order = dice.permutation(len(source.keys) * reader.views)
     errors, means, divergences, shifts, bounds, ratios, inouts = [], [], [], [], [], [], []
     names: list[str] = []
