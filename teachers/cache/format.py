@@ -4,8 +4,8 @@ A cache is a directory::
 
     cache.json                       the manifest: what was run on what, and which shard holds which scenes and views
     shards/00000.safetensors         immutable shards, numbered from 0, five digits or more
-    .lock, .pictures,                a writer's own (:mod:`teachers.cache.memo`, :mod:`teachers.cache.writer`); readers ignore every
-    shards/.00000.XXXX.tmp           name that begins with a dot
+    .lock, .pictures, .cache.json,   a writer's own (:mod:`teachers.cache.memo`, :mod:`teachers.cache.writer`); readers ignore every
+    shards/.00000.XXXX.tmp           name that begins with a dot (``.cache.json`` is a copy of the manifest, to restore a damaged one)
 
 **Manifest.** ``cache.json`` is UTF-8 JSON with these members:
 
@@ -65,6 +65,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -79,7 +80,7 @@ from teachers.cache.keys import CHUNK, KEY_BYTES, KeyIndex, key_digests
 from teachers.errors import CacheError
 
 FORMAT, VERSION = "gaze-teacher-cache", 1
-MANIFEST, SHARDS = "cache.json", "shards"
+MANIFEST, SPARE, SHARDS = "cache.json", ".cache.json", "shards"
 DIGEST_BYTES = 16
 
 
@@ -348,7 +349,21 @@ class Manifest:
             ) from None
         except (PermissionError, IsADirectoryError) as error:
             raise CacheError(f"{path} cannot be read ({error.strerror}); make it readable") from None
-        return cls.from_json(data, path)
+        try:
+            return cls.from_json(data, path)
+        except CacheError as error:
+            raise CacheError(f"{error}{_restoring(cache)}") from None
+
+
+def _restoring(cache: Path) -> str:
+    """The command that puts the writer's copy in a damaged manifest's place, for the end of a message; nothing if that is not whole."""
+    try:
+        Manifest.from_json((cache / SPARE).read_bytes(), cache / SPARE)
+    except (OSError, CacheError):
+        return ""
+    # Not resolved: a link's own name is what the user knows it by.
+    command = "cp {} {}".format(*(shlex.quote(os.path.abspath(cache / name)) for name in (SPARE, MANIFEST)))
+    return f"; the copy that the last build made of it is whole: run `{command}`"
 
 
 def differences(left: Mapping[str, Any], right: Mapping[str, Any], names: tuple[str, str], limit: int = 3) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -17,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 
 from teachers.cache.container import shard_chunks
-from teachers.cache.format import MANIFEST, SHARDS, Manifest, Span, canonical, differences, digest_of, shard_name
+from teachers.cache.format import MANIFEST, SHARDS, SPARE, Manifest, Span, canonical, differences, digest_of, shard_name
 from teachers.cache.remedies import build_command
 from teachers.errors import CacheError
 
@@ -193,7 +194,21 @@ def settle_manifest(cache: Path, wanted: Manifest, keys: Sequence[str], views: i
             manifest, current = _request(cache, wanted, keys, views, scenes_per_shard)
             if not current:
                 write_whole(cache / MANIFEST, [manifest.to_json()])
+    _keep_spare(cache)
     return manifest
+
+
+def _keep_spare(cache: Path) -> None:
+    """Copy the manifest, which was read or written just now, for the day when a bit of it flips; a place that takes nothing has no copy."""
+
+    def digest(path: Path) -> bytes:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "blake2b").digest()
+
+    with contextlib.suppress(OSError):
+        if not (cache / SPARE).exists() or digest(cache / SPARE) != digest(cache / MANIFEST):
+            with (cache / MANIFEST).open("rb") as file:
+                write_whole(cache / SPARE, iter(lambda: file.read(1 << 16), b""))
 
 
 def shard_path(cache: Path, shard: int) -> Path:
