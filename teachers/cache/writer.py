@@ -208,7 +208,7 @@ def _keep_spare(cache: Path) -> None:
     with contextlib.suppress(OSError):
         if not (cache / SPARE).exists() or digest(cache / SPARE) != digest(cache / MANIFEST):
             with (cache / MANIFEST).open("rb") as file:
-                write_whole(cache / SPARE, iter(lambda: file.read(1 << 16), b""))
+                write_whole(cache / SPARE, iter(lambda: file.read(1 << 13), b""))
 
 
 def shard_path(cache: Path, shard: int) -> Path:
