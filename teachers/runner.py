@@ -20,6 +20,7 @@ from teachers.cache.memo import PictureMemo
 from teachers.cache.reader import CacheReader
 from teachers.cache.remedies import rebuild_remedy
 from teachers.cache.writer import (
+    refuse_unwritable,
     remove_abandoned,
     settle_manifest,
     shard_metadata,
@@ -153,6 +154,8 @@ def build_cache(
         path, manifest, reader, numbers, source, views=views, size=teacher.input_size, part=(index, count), rebuild=rebuild,
         retry_skipped=retry_skipped,
     )
+    if len(work.shards):
+        refuse_unwritable(path)
     memo, checked = PictureMemo(path, manifest.scenes), PictureCheck()
     if not rebuild:
         checked = check_pictures(

@@ -126,3 +126,22 @@ def test_bad_options(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         with pytest.raises(SystemExit):
             distill("build", "--data", "x", "--teacher", "0", "--out", tmp_path / "cache", f"--part={part}")
         assert "is no part" in capsys.readouterr().err
+    for words, told in (
+        (("--part", "²/3"), "is no part"),
+        (("--seed", 2**63), "9223372036854775808 has more than 64 bits"),
+        (("--seed", "x"), "'x' is no whole number"),
+        (("--views", "many"), "'many' is no whole number"),
+        (("--views", 0), "0 is below 1"),
+        (("--batch", 10**23), "is above 1,000,000,000"),
+    ):
+        with pytest.raises(SystemExit):
+            distill("build", "--data", "x", "--teacher", "0", "--out", tmp_path / "cache", *words)
+        assert told in capsys.readouterr().err
+
+
+def test_seeds_at_the_ends_of_their_range(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (-(2**63), 2**63 - 1):
+        out = tmp_path / str(seed)
+        assert distill("build", "--data", f"folder:{pictures}", "--teacher", "0", "--views", 2, f"--seed={seed}", "--out", out) == 0
+        assert distill("verify", out, "--rows", 3, f"--seed={seed}", "--json") == 0
+        assert json.loads(capsys.readouterr().out)["seed"] == seed

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from teachers.build_plan import plan_build
+from teachers.cache.format import Manifest
 from teachers.cache.reader import CacheReader
 from teachers.contract import GazeOutput, SceneViews
 from teachers.runner import build_cache
@@ -64,6 +65,19 @@ class Plain:
         return GazeOutput(torch.zeros(len(boxes), 2, 2), torch.zeros(len(boxes)))
 
 
+def settled(measure: Callable[[int], float], most: float) -> float:
+    """What ``measure(attempt)`` gives; again, at most three times together, while that is below 0 or above ``most``.
+
+    A table of the whole process (that of interned strings holds a part of every path) doubles now and then, by megabytes that are
+    charged to whoever is measured at that moment. It does not double twice in a row; what is the cache's own comes every time.
+    """
+    for attempt in range(3):
+        found = measure(attempt)
+        if 0 <= found <= most:
+            break
+    return found
+
+
 def peak(work: Callable[[], Any]) -> int:
     tracemalloc.start()
     try:
@@ -74,11 +88,10 @@ def peak(work: Callable[[], Any]) -> int:
         del kept
 
 
-def slope(work: Callable[[int], Any]) -> float:
-    """Bytes a scene that the peak of ``work(scenes)`` grows by."""
-    work(100)  # what is imported or made once is not the cache's
-    low, high = peak(lambda: work(FEW)), peak(lambda: work(MANY))
-    return (high - low) / (MANY - FEW)
+def slope(work: Callable[[int, int], Any]) -> float:
+    """Bytes a scene that the peak of ``work(scenes, attempt)`` grows by."""
+    work(100, 0)  # what is imported or made once is not the cache's
+    return settled(lambda attempt: (peak(lambda: work(MANY, attempt)) - peak(lambda: work(FEW, attempt))) / (MANY - FEW), PROMISED)
 
 
 def build(path: Path, count: int, **options: Any) -> None:
@@ -90,29 +103,30 @@ def build(path: Path, count: int, **options: Any) -> None:
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     """Caches of 100, FEW and MANY scenes, named by them, and the slope of building them."""
     folder = tmp_path_factory.mktemp("memory")
-    return folder, slope(lambda count: build(folder / str(count), count))
+    found = slope(lambda count, attempt: build(folder / str(attempt) / str(count), count))
+    return folder / "0", found
 
 
 def test_building_takes_few_bytes_a_scene(built: tuple[Path, float]) -> None:
     folder, first = built
-    assert first <= PROMISED
+    assert 0 <= first <= PROMISED
     # Going on with one that is there, and growing it, read what there is.
-    assert slope(lambda count: build(folder / str(count), count)) <= PROMISED
+    assert 0 <= slope(lambda count, _: build(folder / str(count), count)) <= PROMISED
 
-    def plan(count: int) -> None:
+    def plan(count: int, _: int) -> None:
         plain = Plain(count + 500)
         planned = plan_build(
             folder / str(count), plain, plain, views=1, heads=lambda _: 1, scenes_per_shard=500, batch_images=250, trial=False
         )
         assert planned.new_scenes == 500
 
-    assert slope(plan) <= PROMISED
+    assert 0 <= slope(plan) <= PROMISED
 
 
 def test_reading_takes_few_bytes_a_scene(built: tuple[Path, float]) -> None:
     folder = built[0]
 
-    def read(count: int) -> CacheReader:
+    def read(count: int, _: int) -> CacheReader:
         reader = CacheReader(folder / str(count), open_shards=2)
         plain = Plain(count)
         reader.check_annotations(plain)
@@ -120,12 +134,46 @@ def test_reading_takes_few_bytes_a_scene(built: tuple[Path, float]) -> None:
         assert reader.rows() == count
         return reader
 
-    def all_rows(count: int) -> None:
-        reader, keys = read(count), Plain(count).keys
+    def all_rows(count: int, _: int) -> None:
+        reader, keys = read(count, 0), Plain(count).keys
         for start in range(0, count, 50):
             pairs: Iterator[tuple[str, int]] = ((keys[number], 0) for number in range(start, start + 50))
             reader.read_many(list(pairs))
             reader.read(keys[start], 0)
 
-    assert slope(read) <= PROMISED
-    assert slope(all_rows) <= PROMISED
+    assert 0 <= slope(read) <= PROMISED
+    assert 0 <= slope(all_rows) <= PROMISED
+
+
+def test_an_open_cache_takes_few_bytes_a_scene(tmp_path: Path) -> None:
+    count = 50_000
+    empty = Manifest({"name": "t"}, {"reader": "r"}, "fp16", (16, 16), True)
+    (tmp_path / "cache.json").write_bytes(empty.grown([str(number) for number in range(count)], 4, 64).to_json())
+    CacheReader(tmp_path)
+
+    def held(_: int) -> float:
+        tracemalloc.start()
+        reader = CacheReader(tmp_path)
+        used = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        assert reader.position("123") == 123 and reader.position("50000") is None
+        return used / count
+
+    assert 0 < settled(held, 32) <= 32
+
+
+@pytest.mark.parametrize(("charged", "found"), [({}, 20), ({(0, MANY)}, 20), ({(0, FEW)}, 20), ({(1, MANY), (2, MANY)}, 20)])
+def test_what_a_process_is_charged_with_once_is_no_cache_s(charged: set[tuple[int, int]], found: float) -> None:
+    tables: list[bytes] = []
+
+    def work(count: int, attempt: int) -> bytearray:
+        if (attempt, count) in charged:
+            tables.append(bytes(8_000_000))
+        return bytearray(20 * count)
+
+    assert slope(work) == pytest.approx(found, abs=1)
+
+
+def test_what_comes_every_time_is_measured() -> None:
+    assert slope(lambda count, _: bytearray(65 * count)) > PROMISED
+    assert slope(lambda count, _: bytearray(8_000_000 - count)) < 0

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -154,6 +155,63 @@ def test_a_place_that_takes_nothing_is_named_and_what_was_there_stays(
     monkeypatch.setattr(os, "fsync", refuse)
     monkeypatch.setattr(Path, "open", refuse_new)
     assert main(words) == 0
+
+
+def test_the_command_for_a_damaged_manifest_puts_the_copy_back(
+    built: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures, cache = built
+    words = ["cache", "build", "--images", str(pictures), "--teacher", "0", "--batch", "4", "--scenes-per-shard", "3", "--out", str(cache)]
+    assert main([*words, "--views", "3"]) == 0
+    good, spare = (cache / "cache.json").read_bytes(), cache / ".cache.json"
+    assert spare.read_bytes() == good
+    monkeypatch.chdir(tmp_path)
+    flipped = [good.replace(*pair) for pair in ((b'"views"', b'"viewz"'), (b'"format"', b'"fosmat"'), (b'"version": 1', b'"version": 3'))]
+    assert good not in flipped
+    for damaged in (*flipped, good[:200], b""):
+        (cache / "cache.json").write_bytes(damaged)
+        for asked in (["cache", "info", cache.name], ["cache", "verify", cache.name], [*words, "--views", "3"]):
+            assert main(asked) == 2
+            (command,) = re.findall(r"; the copy that the last build made of it is whole: run `(cp [^`]*)`$", capsys.readouterr().err.strip())
+            assert spare.read_bytes() == good, "a damaged manifest is never copied"
+        subprocess.run(shlex.split(command), check=True, cwd="/")
+        assert (cache / "cache.json").read_bytes() == good
+    assert main([*words, "--views", "3"]) == 0 and "nothing was missing" in capsys.readouterr().err
+    # A copy that is damaged as well is no remedy; a build that finds a whole manifest makes another copy.
+    spare.write_bytes(b"{}")
+    assert main([*words, "--views", "3"]) == 0 and spare.read_bytes() == good
+    for other in (b"{}", None):
+        spare.write_bytes(other) if other else spare.unlink()
+        (cache / "cache.json").write_bytes(good[:200])
+        message, _ = told(capsys, ["cache", "info", str(cache)])
+        assert "restore it from a copy, delete the cache" in message and "is whole" not in message
+        (cache / "cache.json").write_bytes(good)
+
+
+@pytest.mark.parametrize("shards", [True, False], ids=["shards", "none yet"])
+def test_a_place_that_is_known_to_take_nothing_is_named_before_the_teacher_runs(
+    built: tuple[Path, Path], teachers: list[TinyTeacher], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shards: bool
+) -> None:
+    pictures, cache = built
+    words = ["cache", "build", "--images", str(pictures), "--teacher", "0", "--views", "2", "--batch", "4", "--out", str(cache)]
+    directory = cache / "shards" if shards else cache
+    for path in [cache / "shards/00001.safetensors"] if shards else [*(cache / "shards").iterdir(), cache / "shards"]:
+        path.unlink() if path.is_file() else path.rmdir()
+    asked, access = [], os.access
+
+    def read_only(path: Any, mode: int, **rest: Any) -> bool:
+        asked.extend({directory} & {path})
+        return path != directory and access(path, mode, **rest)
+
+    monkeypatch.setattr(os, "access", read_only)
+    message, _ = told(capsys, words)
+    assert os.strerror(errno.EACCES) in message and "no shard can be written" in message and str(directory) in message
+    assert teachers[-1].images == 0 and asked == [directory]
+    monkeypatch.setattr(os, "access", access)
+    assert main(words) == 0
+    # A cache that is whole asks for no place.
+    monkeypatch.setattr(os, "access", read_only)
+    assert main(words) == 0 and asked == [directory]
 
 
 def test_verify_exits_with_1_where_the_live_teacher_differs(

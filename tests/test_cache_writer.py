@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -63,6 +64,23 @@ def test_only_what_nobody_writes_is_removed(tmp_path: Path, host: str, process: 
         assert remove_abandoned(tmp_path) == 0 and file.exists(), "a lock is respected, whatever the name says"
     assert remove_abandoned(tmp_path) == int(gone)
     assert file.exists() is not gone
+
+
+def test_a_file_system_without_locks_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, cache = make_source(make_scenes(tmp_path / "pictures", 3)), tmp_path / "cache"
+    numbers = [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK]
+
+    def none(*_: object) -> None:
+        raise OSError(numbers[0], os.strerror(numbers[0]))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    while numbers:
+        assert build(cache / str(numbers[0]), source).complete
+        numbers.pop(0)
+    # Any other failure of a lock is one.
+    numbers.append(errno.EIO)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        build(cache / "ill", source)
 
 
 @pytest.mark.parametrize("look", ["exists", "iterdir"])

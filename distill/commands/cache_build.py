@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.commands.cache_sources import add_data_options, data_spec, open_source, positive
+from distill.commands.cache_sources import add_data_options, data_spec, open_source, positive, seed
 from distill.teacher_options import teacher_from, teacher_words
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def register(commands: Any) -> None:
     build.add_argument(
         "--codec", choices=("fp16", "q8"), help="fp16, or q8 at half of its size (default: fp16, or the cache's)"
     )
-    build.add_argument("--seed", type=int, metavar="N", help="seed of the view policy (default: 0, or the cache's)")
+    build.add_argument("--seed", type=seed, metavar="N", help="seed of the view policy (default: 0, or the cache's)")
     build.add_argument(
         "--scenes-per-shard",
         type=positive,
@@ -105,7 +105,7 @@ def register(commands: Any) -> None:
 
 def _part(text: str) -> tuple[int, int]:
     index, slash, count = text.partition("/")
-    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise argparse.ArgumentTypeError(f"{text!r} is no part; write I/N with 0 <= I < N, such as 0/8")
     return int(index), int(count)
 

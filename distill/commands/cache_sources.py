@@ -12,6 +12,9 @@ from distill.teacher_options import add_teacher_options
 if TYPE_CHECKING:
     from distill.source import SceneSource
 
+# More than anything that is counted here: views, scenes of a shard, rows, threads.
+MOST = 10**9
+
 
 def add_data_options(parser: argparse.ArgumentParser, required: bool) -> None:
     """The options that name data and teacher."""
@@ -36,10 +39,27 @@ def add_data_options(parser: argparse.ArgumentParser, required: bool) -> None:
 
 def positive(text: str) -> int:
     """An option's value that counts something."""
-    value = int(text)
+    value = _integer(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is below 1")
+    if value > MOST:
+        raise argparse.ArgumentTypeError(f"{text} is above {MOST:,}")
     return value
+
+
+def seed(text: str) -> int:
+    """An option's value that is a seed, which a view's digest takes as 64 bits."""
+    value = _integer(text)
+    if not -(2**63) <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} has more than 64 bits")
+    return value
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
 
 
 def data_spec(args: argparse.Namespace) -> str:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.commands.cache_sources import add_data_options, data_spec, open_source, positive
+from distill.commands.cache_sources import add_data_options, data_spec, open_source, positive, seed
 from distill.teacher_options import fill_in_teacher, teacher_from
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def register(commands: Any) -> None:
     )
     verify.add_argument("cache", type=Path, metavar="CACHE", help="a directory that `distill cache build` wrote")
     verify.add_argument("--rows", type=positive, default=64, metavar="K", help="rows to run live (default: 64)")
-    verify.add_argument("--seed", type=int, default=0, metavar="N", help="which rows (default: 0)")
+    verify.add_argument("--seed", type=seed, default=0, metavar="N", help="which rows (default: 0)")
     verify.add_argument("--shards-only", action="store_true", help="check the shards' digests and run no teacher")
     add_data_options(verify, required=False)
     verify.add_argument("--json", action="store_true", help="the result as JSON on standard output")

@@ -53,8 +53,8 @@ def read(root: Path, split: str, options: Mapping[str, str], findings: Findings)
     file = Path(options["heads"]).expanduser() if options.get("heads") else next(iter(heads_files(root)), root / HEADS_FILE)
     if not file.is_file():
         raise DataError(
-            f"no heads file {file}; write one (image,person,xmin,ymin,xmax,ymax in pixels) and give it as "
-            f"folder:{root}?heads=FILE"
+            f"no heads file {file}; write one (image,person,xmin,ymin,xmax,ymax in pixels) and give it with "
+            f"--heads FILE, or as folder:{root}?heads=FILE"
         )
     pictures = list_pictures(root)
     if not pictures:

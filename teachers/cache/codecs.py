@@ -98,7 +98,8 @@ def _q8_encode(logits: np.ndarray, label: Label) -> dict[str, np.ndarray]:
 
 def _q8_decode(tensors: Tensors, start: int, stop: int) -> np.ndarray:
     logits = tensors["heatmaps"][start:stop].astype(np.float32)
-    _q8_restore(logits, (tensors["scale"][start:stop], tensors["offset"][start:stop]))
+    # Copied: torch warns of memory that cannot be written, as a mapped file's is.
+    _q8_restore(logits, (tensors["scale"][start:stop].copy(), tensors["offset"][start:stop].copy()))
     return logits
 
 

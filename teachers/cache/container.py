@@ -105,7 +105,7 @@ class ShardFile:
             form = canonical(header)
             if form + b" " * (-len(form) % 8) != text:
                 raise ValueError("its header is not canonical")
-        self.metadata: dict[str, str] = header.pop("__metadata__")
+        self.metadata: dict[str, str] = dict(header.pop("__metadata__"))
         self.tensors: dict[str, np.ndarray] = {}
         # One array over the map, the others over that: each costs an object, and a process may hold thousands of shards.
         whole = np.frombuffer(mapped, np.uint8)
@@ -129,5 +129,5 @@ class ShardFile:
         except (PermissionError, IsADirectoryError) as error:
             # Not damaged as far as one can see: to compute it again may be a waste.
             raise CacheError(f"shard {path} cannot be read ({error.strerror}); make it readable") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CacheError(f"shard {path} is damaged ({error}); {remedy()}") from None

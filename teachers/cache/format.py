@@ -4,8 +4,8 @@ A cache is a directory::
 
     cache.json                       the manifest: what was run on what, and which shard holds which scenes and views
     shards/00000.safetensors         immutable shards, numbered from 0, five digits or more
-    .lock, .pictures,                a writer's own (:mod:`teachers.cache.memo`, :mod:`teachers.cache.writer`); readers ignore every
-    shards/.00000.XXXX.tmp           name that begins with a dot
+    .lock, .pictures, .cache.json,   a writer's own (:mod:`teachers.cache.memo`, :mod:`teachers.cache.writer`); readers ignore every
+    shards/.00000.XXXX.tmp           name that begins with a dot (``.cache.json`` is a copy of the manifest, to restore a damaged one)
 
 **Manifest.** ``cache.json`` is UTF-8 JSON with these members:
 
@@ -15,8 +15,8 @@ A cache is a directory::
 - ``codec`` (``"fp16"`` or ``"q8"``), ``heatmap_size`` ``[h, w]``, ``has_inout``.
 - ``segments``: a list. Each has ``first_shard``, ``scene_start``, ``scene_stop``, ``view_start``, ``view_stop``,
   ``scenes_per_shard``, and ``keys``: for the scenes that it adds to the cache (those beyond every earlier segment), in
-  order, the 8-byte BLAKE2b digest of each scene's key (UTF-8), concatenated, in base64. A segment adds scenes and then
-  starts at view 0, or adds views to scenes that are there and then has no keys.
+  order, the 8-byte BLAKE2b digest of each scene's key (UTF-8), concatenated, in base64. A segment adds scenes, with all views
+  that the others have by then, from view 0 on; or it adds views to all scenes that are there, and then has no keys.
 - ``command``: how the cache was last asked for, and in which directory; for messages only (:mod:`teachers.cache.command`).
 - ``digest``: BLAKE2b-16 (hex) of the canonical JSON (sorted keys, no spaces, ASCII) of all other members.
 
@@ -63,9 +63,10 @@ mirror image of a map is not the map of the mirror image); and must not read a r
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
+import os
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -79,7 +80,7 @@ from teachers.cache.keys import CHUNK, KEY_BYTES, KeyIndex, key_digests
 from teachers.errors import CacheError
 
 FORMAT, VERSION = "gaze-teacher-cache", 1
-MANIFEST, SHARDS = "cache.json", "shards"
+MANIFEST, SPARE, SHARDS = "cache.json", ".cache.json", "shards"
 DIGEST_BYTES = 16
 
 
@@ -275,6 +276,23 @@ class Manifest:
         body["digest"] = digest_of(canonical(body))
         return json.dumps(body, indent=1, sort_keys=True).encode("ascii") + b"\n"
 
+    def _sound(self) -> bool:
+        """Whether every member is of its type, and the segments are such as :meth:`grown` adds: a full table, shards numbered on."""
+        facts = self.heatmap_size + tuple(getattr(one, name) for one in self.segments for name in Segment.__slots__ if name != "keys")
+        named = isinstance(self.teacher, dict) and isinstance(self.source, dict) and isinstance(self.command, str)
+        if not named or self.codec not in CODECS or type(self.has_inout) is not bool or {type(fact) for fact in facts} != {int}:
+            return False
+        scenes = views = shards = 0
+        for one in self.segments:
+            grows = one.scene_start < one.scene_stop and one.view_start < one.view_stop and one.scenes_per_shard > 0
+            more_views = (one.scene_start, one.scene_stop, one.view_start) == (0, scenes, views)
+            more_scenes = (one.scene_start, one.view_start) == (scenes, 0) and (not scenes or one.view_stop == views)
+            keys = one.scene_stop - one.scene_start if more_scenes else 0
+            if not grows or not (more_views or more_scenes) or one.first_shard != shards or len(one.keys) != KEY_BYTES * keys:
+                return False
+            scenes, views, shards = one.scene_stop, one.view_stop, shards + one.shards
+        return min(self.heatmap_size) > 0
+
     @classmethod
     def from_json(cls, data: bytes, path: Path) -> Manifest:
         """Parse and check; :class:`CacheError` names ``path`` and what is wrong."""
@@ -304,15 +322,17 @@ class Manifest:
                 segments,
                 body["command"],
             )
-            if manifest.codec not in CODECS or len(manifest.key_bytes()) != KEY_BYTES * manifest.scenes:
-                raise KeyError("codec or keys")
+            if not manifest._sound():
+                raise KeyError("a member is not what the format asks for")
             return manifest
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except CacheError:
+            raise
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise CacheError(
                 f"{path} is damaged, or not a cache's manifest ({error}); restore it from a copy, delete the cache and build it again with "
                 "`distill cache build`, or give the directory that `distill cache build --out` wrote"
             ) from None
-        except (KeyError, TypeError, binascii.Error) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise CacheError(
                 f"{path} is not a cache's manifest ({error}); give the directory that `distill cache build --out` wrote"
             ) from None
@@ -325,11 +345,25 @@ class Manifest:
             data = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             raise CacheError(
-                f"{cache} is no cache: it has no {MANIFEST}; build one with `distill cache build --out {cache}`"
+                f"{cache} is no cache: it has no {MANIFEST}; build one with `distill cache build ... --out {shlex.quote(str(cache))}`"
             ) from None
         except (PermissionError, IsADirectoryError) as error:
             raise CacheError(f"{path} cannot be read ({error.strerror}); make it readable") from None
-        return cls.from_json(data, path)
+        try:
+            return cls.from_json(data, path)
+        except CacheError as error:
+            raise CacheError(f"{error}{_restoring(cache)}") from None
+
+
+def _restoring(cache: Path) -> str:
+    """The command that puts the writer's copy in a damaged manifest's place, for the end of a message; nothing if that is not whole."""
+    try:
+        Manifest.from_json((cache / SPARE).read_bytes(), cache / SPARE)
+    except (OSError, CacheError):
+        return ""
+    # Not resolved: a link's own name is what the user knows it by.
+    command = "cp {} {}".format(*(shlex.quote(os.path.abspath(cache / name)) for name in (SPARE, MANIFEST)))
+    return f"; the copy that the last build made of it is whole: run `{command}`"
 
 
 def differences(left: Mapping[str, Any], right: Mapping[str, Any], names: tuple[str, str], limit: int = 3) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import os
 import re
 import secrets
@@ -11,11 +13,13 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace as with_changes
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
 from teachers.cache.container import shard_chunks
-from teachers.cache.format import MANIFEST, SHARDS, Manifest, Span, canonical, differences, digest_of, shard_name
+from teachers.cache.format import MANIFEST, SHARDS, SPARE, Manifest, Span, canonical, differences, digest_of, shard_name
+from teachers.cache.remedies import build_command
 from teachers.errors import CacheError
 
 try:
@@ -23,6 +27,8 @@ try:
 except ImportError:  # Windows: two first writers of one cache then need --part jobs started one after the other.
     fcntl = None  # type: ignore[assignment]
 
+LOCK, LOCK_NOW = (0, 0) if fcntl is None else (fcntl.LOCK_EX, fcntl.LOCK_EX | fcntl.LOCK_NB)
+NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 # A temporary file of another machine is taken for abandoned when nobody has written to it for a day: whether its writer lives cannot be
 # asked from here, locks do not reach across every network file system, and no shard takes a day to write.
 ABANDONED_SECONDS = 24 * 3600.0
@@ -32,6 +38,18 @@ _TEMPORARY = re.compile(r"\..*\.(?P<host>[\w-]+)\.(?P<process>\d+)\.[0-9a-f]+\.t
 def _host() -> str:
     """This machine's name as a part of a file's name."""
     return re.sub(r"[^\w-]", "-", socket.gethostname(), flags=re.ASCII)[:64] or "unnamed"
+
+
+def _lock(file: IO[Any], how: int) -> None:
+    """Lock an open file, where its file system knows locks: one that knows none (Lustre as it is often mounted) loses no more than a
+    system without them."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, how)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
 
 
 def _flush_directory(path: Path) -> None:
@@ -52,9 +70,8 @@ def write_whole(path: Path, chunks: Iterable[bytes | memoryview]) -> int:
     size = 0
     try:
         with temporary.open("xb") as file:
-            if fcntl is not None:
-                # Held while this process lives: its number alone may be of another container, or be given again.
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Held while this process lives: its number alone may be of another container, or be given again.
+            _lock(file, LOCK_NOW)
             for chunk in chunks:
                 size += file.write(chunk)
             file.flush()
@@ -82,7 +99,7 @@ def remove_abandoned(directory: Path) -> int:
             if not _writer_ended(path):
                 continue
             with path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(file, LOCK_NOW)
                 path.unlink()
                 count += 1
     return count
@@ -109,8 +126,7 @@ def _locked(cache: Path) -> Iterator[None]:
     except OSError as error:
         raise _named(error, cache / ".lock", "the cache cannot be added to; make its directory writable, or give another --out") from error
     with file:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        _lock(file, LOCK)
         yield
 
 
@@ -132,7 +148,7 @@ def _request(
     if there.identity() != wanted.identity():
         raise CacheError(
             f"cache {cache} holds something else: {differences(there.identity(), wanted.identity(), ('cache', 'asked for'))}; "
-            "give another --out, or ask for what the cache holds"
+            f"give another --out, or go on with what the cache holds: `{build_command(cache, there)}`"
         )
     grown = there.grown(keys, views, scenes_per_shard)
     return (there, True) if grown is there else (with_changes(grown, command=wanted.command), False)
@@ -143,6 +159,16 @@ def _make_directory(cache: Path) -> None:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _named(error, cache, "no cache can be made there; give another --out") from error
+
+
+def refuse_unwritable(cache: Path) -> None:
+    """Raise OSError if the directory of ``cache``'s shards takes no file, as far as can be told without writing one: before a shard is
+    computed in vain."""
+    directory = next((path for path in (cache / SHARDS, cache) if path.is_dir()), cache)
+    if directory.is_dir() and not os.access(directory, os.W_OK | os.X_OK):
+        read_only = hasattr(os, "ST_RDONLY") and os.statvfs(directory).f_flag & os.ST_RDONLY
+        number = errno.EROFS if read_only else errno.EACCES
+        raise OSError(number, f"{os.strerror(number)}: no shard can be written; make the directory writable, or give another --out", str(directory))
 
 
 def _named(error: OSError, path: Path, remedy: str) -> OSError:
@@ -168,7 +194,21 @@ def settle_manifest(cache: Path, wanted: Manifest, keys: Sequence[str], views: i
             manifest, current = _request(cache, wanted, keys, views, scenes_per_shard)
             if not current:
                 write_whole(cache / MANIFEST, [manifest.to_json()])
+    _keep_spare(cache)
     return manifest
+
+
+def _keep_spare(cache: Path) -> None:
+    """Copy the manifest, which was read or written just now, for the day when a bit of it flips; a place that takes nothing has no copy."""
+
+    def digest(path: Path) -> bytes:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "blake2b").digest()
+
+    with contextlib.suppress(OSError):
+        if not (cache / SPARE).exists() or digest(cache / SPARE) != digest(cache / MANIFEST):
+            with (cache / MANIFEST).open("rb") as file:
+                write_whole(cache / SPARE, iter(lambda: file.read(1 << 13), b""))
 
 
 def shard_path(cache: Path, shard: int) -> Path:
