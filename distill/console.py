@@ -122,12 +122,16 @@ def table(title: str, columns: list[str], rows: list[list[str]], *, left: int = 
     return result
 
 
+def room() -> int:
+    """Columns that a result has: those of the terminal, elsewhere enough not to fold."""
+    console = Console()
+    return console.width if console.is_terminal else max(console.width, 160)
+
+
 def print_result(renderable: Any) -> None:
     """A result for people, to standard output, wide enough not to fold when it is not a terminal; a string is shown as it is."""
     if is_main_process():
-        console = Console(highlight=False, emoji=False)
-        if not console.is_terminal:
-            console = Console(highlight=False, emoji=False, width=max(console.width, 160))
+        console = Console(highlight=False, emoji=False, width=room())
         console.print(renderable, markup=not isinstance(renderable, str), soft_wrap=isinstance(renderable, str))
 
 

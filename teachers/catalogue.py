@@ -54,6 +54,8 @@ def pull(name: str, *, backbone: Path | None = None, report: Callable[[DownloadR
     with the one recorded beside it when it first proved to be this teacher. ``backbone`` is a file for an entry that is a decoder alone.
     Raises :class:`UnknownModelError` and :class:`WeightsError`.
     """
+    if name == "demo":
+        raise UnknownModelError("teacher 'demo' comes with this package: there is nothing to fetch; `distill teachers check demo` runs it")
     if name not in CATALOGUE:
         raise UnknownModelError.of("teacher", name, CATALOGUE, LIST)
     entry, directory = CATALOGUE[name], store() / name
@@ -68,7 +70,9 @@ def pull(name: str, *, backbone: Path | None = None, report: Callable[[DownloadR
     try:
         model = assemble(entry.config, file, backbone)
     except WeightsError as error:
-        raise WeightsError(f"{error} (its file is {file}: delete it to fetch it again)") from None
+        # A backbone that cannot be had is no fault of the file.
+        again = f" (its file is {file}: delete it to fetch it again)" if str(file) in str(error) else ""
+        raise WeightsError(f"{error}{again}") from None
     record_digest(landed)
     digest = save_model(directory, model, name, {"source": entry.url, "licence": entry.licence, "sha256": landed.sha256})
     return Pulled(directory, digest, landed)
@@ -140,6 +144,10 @@ def _model(
         directory = there if (there / "model.json").exists() else pull(name, backbone=backbone_weights, report=report).directory
     else:
         directory = Path(name) / "student" if (Path(name) / "student" / "model.json").exists() else Path(name)
+        if directory.is_file():
+            held = directory.parent if (directory.parent / "model.json").exists() else None
+            remedy = f"give {held}" if held else f"make one with `distill teachers convert {name} --arch NAME --out DIR`"
+            raise WeightsError(f"{name} is a file, and a teacher is a directory that holds model.json; {remedy}")
         if not (directory / "model.json").exists():
             raise UnknownModelError.of("teacher", name, ["demo", *CATALOGUE], f"or give a directory that holds model.json, or onnx:FILE; {LIST}")
     model, description = load_model(directory)

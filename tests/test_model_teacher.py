@@ -295,6 +295,7 @@ def test_sides_are_run_in_turn() -> None:
     times = time_each({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=2)
     assert order == ["a", "b"] * 3 and [(len(each.wall), len(each.cpu)) for each in times.values()] == [(2, 2), (2, 2)]
     assert ratios([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == (2.0, 1.0, 3.0)
+    assert ratios([0.0, 0.0, 0.0], [0.0, 0.0, 0.0]) == (0.0, 0.0, 0.0)  # a clock that counts in ticks
     assert head_boxes(2).tolist() == [[0.125, pytest.approx(0.1), 0.375, pytest.approx(0.4)], [0.625, pytest.approx(0.1), 0.875, pytest.approx(0.4)]]
 
 
