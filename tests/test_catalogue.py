@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -169,6 +170,7 @@ def test_convert_check_and_list_from_the_command_line(tiny: Path, tmp_path: Path
     entries = {entry["name"]: entry for entry in json.loads(text)}
     assert status == 0 and set(CATALOGUE) <= set(entries)
     assert entries["gazelle_tiny"]["here"] is False and entries["gazelle_tiny"]["parameters"] == 0.4
+    assert entries["gazelle_tiny"]["source"] == tiny.as_uri()
     assert run(capsys, "teachers", "pull", "gazelle_tiny")[0] == 0
     entries = {entry["name"]: entry for entry in json.loads(run(capsys, "teachers", "list", "--json")[1])}
     assert entries["gazelle_tiny"]["here"] is True and entries["gazelle_dinov2_vitl14"]["here"] is False
@@ -225,6 +227,11 @@ def test_what_can_be_mended_is_one_line(
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror("Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)  # no test waits for a name server
     (tmp_path / "held").mkdir()
     (tmp_path / "held" / "model.json").write_text("{}")
     (tmp_path / "page.pt").write_text("<html>404: Not Found</html>")

@@ -105,7 +105,7 @@ def run_list(options: argparse.Namespace) -> int:
         facts.append(
             {
                 "name": "demo", "backbone": config["backbone"], "input": config["input_size"][0], "parameters": demo["facts"].get("parameters_m"),
-                "inout": config["inout"] != "none", "metrics": demo["facts"].get("metrics", ""), "licence": "MIT", "here": True,
+                "inout": config["inout"] != "none", "metrics": demo["facts"].get("metrics", ""), "licence": "MIT", "here": True, "source": str(DEMO),
             }
         )
     for name, entry in CATALOGUE.items():
@@ -113,7 +113,7 @@ def run_list(options: argparse.Namespace) -> int:
             {
                 "name": name, "backbone": entry.config.backbone, "input": entry.config.input_size[0], "parameters": entry.parameters,
                 "inout": entry.config.inout != "none", "metrics": entry.metrics, "licence": entry.licence,
-                "here": (store() / name / "model.json").is_file(),
+                "here": (store() / name / "model.json").is_file(), "source": entry.url,
             }
         )
     if options.json:
