@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import re
 import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -269,6 +272,24 @@ def test_a_conversion_told_as_json(tiny: Path, tmp_path: Path, capsys: pytest.Ca
     facts = json.loads(text)
     assert status == 0 and facts["directory"] == str(out) and facts["weights_digest"] == read_description(out)["weights_digest"]
     assert facts["facts"] == read_description(out)["facts"] and facts["megabytes"] > 0
+
+
+def test_processes_that_pull_one_teacher_at_once_make_it_once(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of one launch do; each would write the same files, and take the other's away."""
+    made: list[str] = []
+    both = threading.Barrier(2)
+
+    def watched(*given: object) -> GazeModel:
+        made.append("")
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.5)  # for another one that gets as far
+        return assemble(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("teachers.catalogue.assemble", watched)
+    with ThreadPoolExecutor(2) as pool:
+        pulled = list(pool.map(pull, ["gazelle_tiny"] * 2))
+    assert len(made) == 1 and pulled[0].weights_digest == pulled[1].weights_digest
+    assert sorted(path.name for path in store().iterdir()) == ["downloads", "gazelle_tiny"]
 
 
 def test_a_damaged_download_is_not_stored_as_a_teacher(tiny: Path) -> None:

@@ -306,7 +306,7 @@ def test_the_benchmark_measures_both_sides(capsys: pytest.CaptureFixture[str], m
     facts = json.loads(out)
     assert status == 0 and facts["teacher"] == "random gazelle_tiny" and facts["precision"] == "fp32"
     build, forward = facts["build_s"]["median"], facts["forward_s"]["median"]
-    assert build > 0 and forward > 0 and facts["images_per_s"] == pytest.approx(2 / forward, rel=0.05)
+    assert build > 0 and forward > 0 and facts["images_per_s"] == pytest.approx(2 / forward, rel=0.01)
     assert facts["heads_per_s"] == pytest.approx(3 * facts["images_per_s"], rel=0.01)
     for name in ("pipeline_over_forward", "pipeline_over_forward_cpu", "samples_over_one_image_cpu"):
         middle, low, high = facts[name]
