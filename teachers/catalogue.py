@@ -87,8 +87,8 @@ def _fetched(name: str, backbone: Path | None, report: Callable[[DownloadRecord]
     try:
         model = assemble(entry.config, file, backbone)
     except WeightsError as error:
-        # A backbone that cannot be had is no fault of the file.
-        again = f" (its file is {file}: delete it to fetch it again)" if str(file) in str(error) else ""
+        # A backbone that cannot be had, or is not wanted, is no fault of the file.
+        again = f" (its file is {file}: delete it to fetch it again)" if str(file) in str(error) and backbone is None else ""
         raise WeightsError(f"{error}{again}") from None
     record_digest(landed)
     digest = save_model(directory, model, name, {"source": entry.url, "licence": entry.licence, "sha256": landed.sha256})

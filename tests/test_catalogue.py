@@ -254,6 +254,13 @@ def test_a_backbone_that_cannot_be_had_is_no_fault_of_the_file(tiny: Path, monke
     assert "delete it" not in str(caught.value) and not (store() / "gazelle_tiny").exists()
 
 
+def test_a_backbone_given_too_late_is_told_of(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = run(capsys, "teachers", "pull", "gazelle_tiny")
+    assert status == 0 and "warning" not in err
+    status, _, err = run(capsys, "teachers", "pull", "gazelle_tiny", "--backbone", "b.pt")
+    assert status == 0 and f"only verified: b.pt is not used; delete {store() / 'gazelle_tiny'} to make it anew" in err
+
+
 @pytest.mark.parametrize("columns", [80, 100, 160])
 def test_the_list_can_be_read_in_any_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int) -> None:
     monkeypatch.setattr("distill.console.room", lambda: columns)

@@ -163,11 +163,13 @@ def _narrow_list(facts: list[dict[str, Any]]) -> Any:
 
 def run_pull(options: argparse.Namespace) -> int:
     """Fetch one teacher, or verify it."""
-    from distill.console import print_json, print_result
+    from distill.console import print_json, print_result, warn
     from distill.fetching import download_progress
-    from teachers.catalogue import pull
+    from teachers.catalogue import pull, store
     from teachers.download import CATALOGUE, FIRST_USE, digest_file
 
+    if options.backbone is not None and (store() / options.name / "model.json").exists():
+        warn(f"{options.name} is here already and is only verified: {options.backbone} is not used; delete {store() / options.name} to make it anew")
     with download_progress() as report:
         pulled = pull(options.name, backbone=options.backbone, report=report)
     file = pulled.file
