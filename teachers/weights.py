@@ -185,15 +185,15 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 # What torch.save writes: a zip archive, or before version 1.6 a pickle that begins with this number.
-ZIP, LEGACY = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+ZIP, LEGACY = b"PK\x03\x04", b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def _check_container(path: Path) -> None:
     """Refuse what torch.save did not write, and an archive that was cut short or damaged since: torch compares no checksums."""
     with path.open("rb") as file:
-        start = file.read(len(LEGACY))
+        start = file.read(32)
     if not start.startswith(ZIP):
-        if start != LEGACY:
+        if LEGACY not in start:
             code = _code_in_pickle(path)
             reason = "it is empty" if not start else f"it would run {code}" if code else "torch.save did not write it"
             raise WeightsError(f"{path} is no plain checkpoint of tensors ({reason}); only tensors are ever loaded")
