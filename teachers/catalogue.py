@@ -7,6 +7,7 @@ model or of a run, as ``timm:BACKBONE`` with a file of decoder weights (any plai
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,7 +164,7 @@ def _model(
         directory = Path(name) / "student" if (Path(name) / "student" / "model.json").exists() else Path(name)
         if directory.is_file():
             held = directory.parent if (directory.parent / "model.json").exists() else None
-            remedy = f"give {held}" if held else f"make one with `distill teachers convert {name} --arch NAME --out DIR`"
+            remedy = f"give {held}" if held else f"make one with `distill teachers convert {shlex.quote(name)} --arch NAME --out DIR`"
             raise WeightsError(f"{name} is a file, and a teacher is a directory that holds model.json; {remedy}")
         if not (directory / "model.json").exists():
             raise UnknownModelError.of("teacher", name, ["demo", *CATALOGUE], f"or give a directory that holds model.json, or onnx:FILE; {LIST}")
