@@ -132,7 +132,7 @@ def _stdout() -> Console:
 
 
 def result_width() -> int:
-    """Characters in a line of results."""
+    """Columns that a result has: those of the terminal, elsewhere enough not to fold."""
     return _stdout().width
 
 

@@ -166,7 +166,8 @@ def time_each(calls: Mapping[str, Callable[[], Any]], *, rounds: int, warm_up: i
 
 def ratios(over: list[float], under: list[float]) -> tuple[float, float, float]:
     """Median, least and largest of the rounds' ratios."""
-    each = [a / b for a, b in zip(over, under, strict=True)]
+    # Where processor time is counted in ticks (Windows: 16 ms), a short call may have taken none.
+    each = [a / max(b, 1e-9) for a, b in zip(over, under, strict=True)]
     return statistics.median(each), min(each), max(each)
 
 

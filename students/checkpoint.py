@@ -58,7 +58,10 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, step: int, *, keep: int =
     temporary = folder / f".{path.name}.{os.getpid()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        access = temporary.stat().st_mode  # as the user's other new files: safetensors would keep it from everybody else
         save_file(tensors, temporary, metadata={"format": FORMAT, "facts": facts, "digest": _digest(tensors, facts)})
+        temporary.chmod(access)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -7,6 +7,7 @@ model or of a run, as ``timm:BACKBONE`` with a file of decoder weights (any plai
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from teachers.convert import assemble
 from teachers.decoder_file import config_of
-from teachers.download import DownloadRecord, Landed, obtain, record_digest, verify
+from teachers.download import DownloadRecord, Landed, alone, obtain, record_digest, verify
 from teachers.errors import UnknownModelError, WeightsError
 from teachers.model import GazeModel
 from teachers.model_teacher import ModelTeacher, check_device, resolve_device
@@ -52,23 +53,44 @@ def pull(name: str, *, backbone: Path | None = None, report: Callable[[DownloadR
 
     A file put by hand where :func:`published_file` says is taken instead of a download. Its SHA-256 is compared with the catalogue's, else
     with the one recorded beside it when it first proved to be this teacher. ``backbone`` is a file for an entry that is a decoder alone.
+    Another process that pulls the same teacher is waited for.
     Raises :class:`UnknownModelError` and :class:`WeightsError`.
     """
+    if name == "demo":
+        raise UnknownModelError("teacher 'demo' comes with this package: there is nothing to fetch; `distill teachers check demo` runs it")
     if name not in CATALOGUE:
         raise UnknownModelError.of("teacher", name, CATALOGUE, LIST)
-    entry, directory = CATALOGUE[name], store() / name
-    file, sha256 = published_file(entry), getattr(entry, "sha256", None)
-    if (directory / "model.json").exists():
+    if (store() / name / "model.json").exists():
+        return _verified(name)
+    store().mkdir(parents=True, exist_ok=True)
+    lock = store() / f".{name}.lock"
+    with alone(lock):  # the processes of one launch all ask for their teacher at once
         try:
-            _, description = load_model(directory)
-        except WeightsError as error:
-            raise WeightsError(f"{error}; delete {directory} first") from None
-        return Pulled(directory, description["weights_digest"], verify(file, sha256) if file.exists() else None)
-    landed = obtain(entry.url, file, sha256=sha256, report=report)
+            return _verified(name) if (store() / name / "model.json").exists() else _fetched(name, backbone, report)
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _verified(name: str) -> Pulled:
+    entry, directory = CATALOGUE[name], store() / name
+    file = published_file(entry)
+    try:
+        _, description = load_model(directory)
+    except WeightsError as error:
+        raise WeightsError(f"{error}; delete {directory} first") from None
+    return Pulled(directory, description["weights_digest"], verify(file, getattr(entry, "sha256", None)) if file.exists() else None)
+
+
+def _fetched(name: str, backbone: Path | None, report: Callable[[DownloadRecord], None] | None) -> Pulled:
+    entry, directory = CATALOGUE[name], store() / name
+    file = published_file(entry)
+    landed = obtain(entry.url, file, sha256=getattr(entry, "sha256", None), report=report)
     try:
         model = assemble(entry.config, file, backbone)
     except WeightsError as error:
-        raise WeightsError(f"{error} (its file is {file}: delete it to fetch it again)") from None
+        # A backbone that cannot be had, or is not wanted, is no fault of the file.
+        again = f" (its file is {file}: delete it to fetch it again)" if str(file) in str(error) and backbone is None else ""
+        raise WeightsError(f"{error}{again}") from None
     record_digest(landed)
     digest = save_model(directory, model, name, {"source": entry.url, "licence": entry.licence, "sha256": landed.sha256})
     return Pulled(directory, digest, landed)
@@ -140,6 +162,10 @@ def _model(
         directory = there if (there / "model.json").exists() else pull(name, backbone=backbone_weights, report=report).directory
     else:
         directory = Path(name) / "student" if (Path(name) / "student" / "model.json").exists() else Path(name)
+        if directory.is_file():
+            held = directory.parent if (directory.parent / "model.json").exists() else None
+            remedy = f"give {held}" if held else f"make one with `distill teachers convert {shlex.quote(name)} --arch NAME --out DIR`"
+            raise WeightsError(f"{name} is a file, and a teacher is a directory that holds model.json; {remedy}")
         if not (directory / "model.json").exists():
             raise UnknownModelError.of("teacher", name, ["demo", *CATALOGUE], f"or give a directory that holds model.json, or onnx:FILE; {LIST}")
     model, description = load_model(directory)

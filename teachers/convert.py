@@ -102,6 +102,16 @@ def fitting(tensors: Mapping[str, Tensor]) -> list[str]:
     return names
 
 
+def told_by_tensors(checkpoint_file: Path) -> str:
+    """The end of a sentence about a published file: which of the catalogue's entries it fits; empty if none. Raises :class:`WeightsError`."""
+    return _remedy(read_checkpoint(checkpoint_file))
+
+
+def _remedy(tensors: Mapping[str, Tensor]) -> str:
+    others = fitting(tensors)
+    return f"; its tensors are those of {' or '.join(others)}: give it with --arch" if others else ""
+
+
 def assemble(config: ModelConfig, checkpoint_file: Path, backbone_file: Path | None) -> GazeModel:
     """A teacher from a published file and, where that holds the decoder alone, backbone weights (a file, or timm's hub).
 
@@ -112,9 +122,7 @@ def assemble(config: ModelConfig, checkpoint_file: Path, backbone_file: Path | N
     try:
         fits(config, tensors, where)
     except WeightsError as error:
-        others = fitting(tensors)
-        remedy = f"; its tensors are those of {' or '.join(others)}: give it with --arch" if others else ""
-        raise WeightsError(f"{error}{remedy}") from None
+        raise WeightsError(f"{error}{_remedy(tensors)}") from None
     model = GazeModel(config)
     whole = fill(model, tensors, where)
     if whole and backbone_file is not None:

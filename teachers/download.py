@@ -124,7 +124,7 @@ def obtain(
         return verify(path, sha256)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    with _alone(part):
+    with alone(part):
         if path.exists():
             return verify(path, sha256)
         verifiable = (sha256 or recorded_digest(path)) is not None
@@ -157,8 +157,11 @@ def _discard(part: Path) -> None:
 
 
 @contextmanager
-def _alone(part: Path) -> Iterator[None]:
-    """Hold the part for this process; the system lets go of it when the process ends, however it ends."""
+def alone(part: Path) -> Iterator[None]:
+    """Hold the file ``part`` (made if it is not there) for this process; the system lets go of it when the process ends, however it ends.
+
+    Whoever holds it may rename or remove it.
+    """
     if fcntl is None:
         yield
         return

@@ -72,11 +72,25 @@ def hub_weights(backbone: str, options: dict[str, Any]) -> dict[str, Tensor]:
     try:
         return timm.create_model(backbone, pretrained=True, **options).state_dict()
     except Exception as error:  # the hub client raises its own kinds: offline, not found, gated, no such tag
-        reason = str(error).splitlines()[0][:140] if str(error) else type(error).__name__
         raise WeightsError(
-            f"pretrained weights of {backbone} could not be fetched ({reason}); without a network give a file with "
-            "--backbone-weights FILE (teachers convert: --backbone FILE; timm's or Meta's tensor names), or pass --random-backbone to start from noise"
+            f"pretrained weights of {backbone} could not be fetched{_from(backbone)} ({_first_cause(error)}); fetch them elsewhere and give the file "
+            "with --backbone-weights FILE (teachers convert: --backbone FILE; timm's or Meta's tensor names); a student can start from noise with "
+            "--random-backbone"
         ) from None
+
+
+def _from(backbone: str) -> str:
+    """Where timm's weights are, as the end of a phrase."""
+    known = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
+    place = getattr(known, "hf_hub_id", None)
+    return f" from https://huggingface.co/{place}" if place else ""
+
+
+def _first_cause(error: BaseException) -> str:
+    """The line of what went wrong first: the hub's client wraps it in general advice."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return next((line.strip()[:140] for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def load_pretrained_backbone(model: GazeModel, file: Path | None = None) -> dict[str, str]:

@@ -9,7 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickletools
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,8 +78,11 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write a safetensors file and flush it to the disk."""
+    path.touch()
+    access = path.stat().st_mode  # as the user's other new files: safetensors would keep it from everybody else
     try:
         save_file(tensors, path)
+        path.chmod(access)
         with path.open("rb+") as file:
             os.fsync(file.fileno())
     except SafetensorError as error:
@@ -160,12 +166,11 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path} does not exist; give the checkpoint's path")
     if path.suffix == ".safetensors":
         return read_tensors(path)
+    _check_container(path)
     try:
         with torch.serialization.safe_globals(_NUMPY_VALUES):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds here (zip, pickle, EOF, key); all mean: not a plain checkpoint
-        if "PytorchStreamReader" in str(error):  # the zip archive's end, where its directory is, is not there
-            raise WeightsError(f"{path} is damaged or cut short ({str(error).partition('.')[0]}); fetch or make it again") from None
         # Torch's own words begin with how to load such a file all the same, which runs the code in it.
         code = re.search(r"(?:GLOBAL|function|class) ([\w.]+)", str(error)) if "Weights only load failed" in str(error) else None
         reason = f"it would run {code[1]}" if code else next(iter(str(error).splitlines()), type(error).__name__)[:120]
@@ -177,6 +182,48 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     ):
         raise WeightsError(f"{path} holds something else than named tensors; give a checkpoint's state dictionary")
     return loaded
+
+
+# What torch.save writes: a zip archive, or before version 1.6 a pickle that begins with this number.
+ZIP, LEGACY = b"PK\x03\x04", b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+
+
+def _check_container(path: Path) -> None:
+    """Refuse what torch.save did not write, and an archive that was cut short or damaged since: torch compares no checksums."""
+    with path.open("rb") as file:
+        start = file.read(32)
+    if not start.startswith(ZIP):
+        if LEGACY not in start:
+            code = _code_in_pickle(path)
+            reason = "it is empty" if not start else f"it would run {code}" if code else "torch.save did not write it"
+            raise WeightsError(f"{path} is no plain checkpoint of tensors ({reason}); only tensors are ever loaded")
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # A checksum of 0 is none: torch can be told not to reckon them.
+            for record in (each for each in archive.infolist() if each.CRC):
+                with archive.open(record) as content:
+                    while content.read(1 << 20):
+                        pass
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        raise WeightsError(f"{path} is damaged or cut short ({error}); fetch or make it again") from None
+
+
+def _code_in_pickle(path: Path) -> str | None:
+    """The first thing that unpickling the file at ``path`` would call, found without unpickling; None if it is no pickle, or calls nothing."""
+    texts: list[str] = []
+    try:
+        with path.open("rb") as file:
+            for operation, argument, _ in pickletools.genops(file):
+                if operation.name in ("GLOBAL", "INST"):
+                    return str(argument).replace(" ", ".")
+                if operation.name == "STACK_GLOBAL":
+                    return ".".join(texts[-2:])
+                if isinstance(argument, str):
+                    texts.append(argument)
+    except Exception:  # pickletools raises several kinds for bytes that are no pickle
+        return None
+    return None
 
 
 class _NumpyValue:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -136,6 +140,7 @@ def test_a_teacher_is_pulled_once_and_loads_from_the_store(tiny: Path) -> None:
 def test_bf16_is_another_teacher_with_nearly_the_same_answers(tiny: Path) -> None:
     exact, rough = load_teacher("gazelle_tiny"), load_teacher("gazelle_tiny", precision="bf16")
     assert exact.fingerprint != rough.fingerprint
+    torch.manual_seed(0)
     images, boxes, index = torch.rand(2, 3, 32, 32), torch.tensor([[0.1, 0.1, 0.6, 0.6], [0.3, 0.0, 0.9, 0.5]]), torch.tensor([1, 0])
     one, other = exact(images, boxes, index), rough(images, boxes, index)
     assert other.heatmap.dtype == torch.float32 and other.inout is not None and other.inout.dtype == torch.float32
@@ -168,6 +173,7 @@ def test_convert_check_and_list_from_the_command_line(tiny: Path, tmp_path: Path
     entries = {entry["name"]: entry for entry in json.loads(text)}
     assert status == 0 and set(CATALOGUE) <= set(entries)
     assert entries["gazelle_tiny"]["here"] is False and entries["gazelle_tiny"]["parameters"] == 0.4
+    assert entries["gazelle_tiny"]["source"] == tiny.as_uri()
     assert run(capsys, "teachers", "pull", "gazelle_tiny")[0] == 0
     entries = {entry["name"]: entry for entry in json.loads(run(capsys, "teachers", "list", "--json")[1])}
     assert entries["gazelle_tiny"]["here"] is True and entries["gazelle_dinov2_vitl14"]["here"] is False
@@ -200,11 +206,18 @@ def test_a_file_of_another_entry_is_refused_and_nothing_is_written(
     ("arguments", "message"),
     [
         (("convert", "gone.pt", "--out", "new"), "gone.pt does not exist"),
-        (("convert", "FILE", "--out", "new"), "unknown architecture ''"),
+        (("convert", "FILE", "--out", "new"), r"--arch is missing, which says what \S+tiny\.pt is; its tensors are those of gazelle_tiny: give it with --arch"),
+        (("convert", "page.pt", "--out", "new"), r"page\.pt is no plain checkpoint of tensors"),
+        (("convert", "other.pt", "--out", "new"), r"--arch is missing, which says what other\.pt is; `distill teachers list` has the names"),
+        (("convert", "held", "--arch", "gazelle_tiny", "--out", "new"), "--arch is for a published file, and held is a directory"),
+        (("convert", "held", "--backbone", "b.pt", "--out", "new"), "--backbone is for a published file, and held is a directory"),
         (("convert", "FILE", "--arch", "gazelle_tyni", "--out", "new"), "nearest: gazelle_tiny"),
         (("convert", "FILE", "--arch", "gazelle_tiny", "--backbone", "gone.pt", "--out", "new"), "gone.pt does not exist"),
         (("convert", "FILE", "--arch", "gazelle_tiny", "--out", "held"), "held already holds a model"),
         (("check", "nowhere"), "unknown teacher 'nowhere'"),
+        (("check", "page.pt"), r"page\.pt is a file, and a teacher is a directory that holds model\.json; make one with `distill teachers convert page\.pt"),
+        (("check", "held/model.json"), r"held/model\.json is a file, and a teacher is a directory that holds model\.json; give held"),
+        (("pull", "demo"), "teacher 'demo' comes with this package: there is nothing to fetch"),
         (("check", "held", "--device", "cuda"), "torch sees no GPU"),
         (("pull", "gazelle_dinov2_vitb"), "nearest: gazelle_dinov2_vitb14"),
         (("pull", "gazelle_dinov2_vitb14"), "could not be fetched .* put it at .*downloads/gazelle_dinov2_vitb14.pt"),
@@ -217,12 +230,73 @@ def test_what_can_be_mended_is_one_line(
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror("Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)  # no test waits for a name server
     (tmp_path / "held").mkdir()
     (tmp_path / "held" / "model.json").write_text("{}")
+    (tmp_path / "page.pt").write_text("<html>404: Not Found</html>")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
     status, out, err = run(capsys, "teachers", *(str(tiny) if word == "FILE" else word for word in arguments))
     assert status == 2 and out == "" and err.count("\n") == 1
     assert re.search(message, err), err
     assert not (tmp_path / "new").exists()
+
+
+def test_a_backbone_that_cannot_be_had_is_no_fault_of_the_file(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ModelConfig("test_vit", (32, 32), dim=16, layers=1, attention_heads=2, heatmap_size=(8, 8))
+    torch.save(published_decoder(config, 64, (2, 2)), tiny)
+    monkeypatch.setitem(CATALOGUE, "gazelle_tiny", TeacherEntry(config, tiny.as_uri(), "MIT", "", 0.4))
+    with pytest.raises(WeightsError, match=r"weights of test_vit could not be fetched from https://huggingface\.co/timm/test_vit\S+ \(.*--backbone FILE") as caught:
+        pull("gazelle_tiny")
+    assert "delete it" not in str(caught.value) and not (store() / "gazelle_tiny").exists()
+
+
+def test_a_backbone_given_too_late_is_told_of(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = run(capsys, "teachers", "pull", "gazelle_tiny")
+    assert status == 0 and "warning" not in err
+    status, _, err = run(capsys, "teachers", "pull", "gazelle_tiny", "--backbone", "b.pt")
+    assert status == 0 and f"only verified: b.pt is not used; delete {store() / 'gazelle_tiny'} to make it anew" in err
+
+
+@pytest.mark.parametrize("columns", [80, 100, 160])
+def test_the_list_can_be_read_in_any_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int) -> None:
+    monkeypatch.setattr("distill.console.room", lambda: columns)
+    status, out, _ = run(capsys, "teachers", "list")
+    lines = [line for line in out.splitlines() if "gazelle_dinov3_vits16plus_inout" in line]
+    assert status == 0 and len(lines) == 1 and max(map(len, out.splitlines())) <= columns
+    assert len(out.splitlines()) < 6 * (len(CATALOGUE) + 2)
+    words = " ".join(out.replace("│", " ").replace("┃", " ").split())
+    for word in ("VideoAttentionTarget", "vit_base_patch14_dinov2", "31.4 M", "640", "MIT", "Apache-2.0"):
+        assert word in words, word
+
+
+def test_a_conversion_told_as_json(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "mine"
+    status, text, _ = run(capsys, "teachers", "convert", str(tiny), "--arch", "gazelle_tiny", "--out", str(out), "--json")
+    facts = json.loads(text)
+    assert status == 0 and facts["directory"] == str(out) and facts["weights_digest"] == read_description(out)["weights_digest"]
+    assert facts["facts"] == read_description(out)["facts"] and facts["megabytes"] > 0
+
+
+def test_processes_that_pull_one_teacher_at_once_make_it_once(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of one launch do; each would write the same files, and take the other's away."""
+    made: list[str] = []
+    both = threading.Barrier(2)
+
+    def watched(*given: object) -> GazeModel:
+        made.append("")
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.5)  # for another one that gets as far
+        return assemble(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("teachers.catalogue.assemble", watched)
+    with ThreadPoolExecutor(2) as pool:
+        pulled = list(pool.map(pull, ["gazelle_tiny"] * 2))
+    assert len(made) == 1 and pulled[0].weights_digest == pulled[1].weights_digest
+    assert sorted(path.name for path in store().iterdir()) == ["downloads", "gazelle_tiny"]
 
 
 def test_a_damaged_download_is_not_stored_as_a_teacher(tiny: Path) -> None:

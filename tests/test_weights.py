@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -189,9 +190,13 @@ def test_a_checkpoint_with_code_in_it_is_refused_and_not_run(tmp_path: Path) -> 
     witness = tmp_path / "witness"
     torch.save({"weight": torch.zeros(2), "hook": Payload(witness)}, tmp_path / "evil.pt")
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Payload(witness), protocol=2))
-    for name in ("evil.pt", "plain.pt"):
-        with pytest.raises(WeightsError, match=f"{name} is no plain checkpoint of tensors") as caught:
-            read_checkpoint(tmp_path / name)
+    (tmp_path / "newer.pt").write_bytes(pickle.dumps({"model": Payload(witness)}, protocol=4))
+    torch.save({"hook": Payload(witness)}, tmp_path / "older.pt", _use_new_zipfile_serialization=False)
+    for name in ("evil.pt", "plain.pt", "newer.pt", "older.pt"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # which a user would see as further lines
+            with pytest.raises(WeightsError, match=rf"{name} is no plain checkpoint of tensors \(it would run [\w.]+\); only") as caught:
+                read_checkpoint(tmp_path / name)
         assert "\n" not in str(caught.value)
     assert not witness.exists()
     pickle.loads((tmp_path / "plain.pt").read_bytes())
@@ -202,8 +207,9 @@ def test_checkpoints_of_tensors_are_read_in_every_form(tmp_path: Path) -> None:
     tensors = {"a": torch.arange(3.0), "b": torch.ones(2, 2)}
     torch.save(tensors, tmp_path / "plain.pt")
     torch.save({"model": tensors, "epoch": 3, "optimizer": {"lr": 0.1}}, tmp_path / "wrapped.pt")
+    torch.save(tensors, tmp_path / "older.pt", _use_new_zipfile_serialization=False)
     save_file(tensors, tmp_path / "safe.safetensors")
-    for name in ("plain.pt", "wrapped.pt", "safe.safetensors"):
+    for name in ("plain.pt", "wrapped.pt", "older.pt", "safe.safetensors"):
         found = read_checkpoint(tmp_path / name)
         assert sorted(found) == ["a", "b"] and all(torch.equal(found[key], tensors[key]) for key in found)
 
@@ -221,6 +227,49 @@ def test_a_checkpoint_cut_short_is_refused(tmp_path: Path, keep: int) -> None:
     (tmp_path / "cut.pt").write_bytes((tmp_path / "cut.pt").read_bytes()[:keep])
     with pytest.raises(WeightsError, match=r"cut\.pt is (damaged or cut short|no plain checkpoint)"):
         read_checkpoint(tmp_path / "cut.pt")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is empty"), (b"<html>404: Not Found</html>", "torch.save did not write it"), (pickle.dumps({"a": 1}), "torch.save did not write it"),
+        (b"\x80\x04\x95", "torch.save did not write it"),
+    ],
+)
+def test_what_torch_did_not_write_is_said_to_be_none(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "page.pt").write_bytes(content)
+    with pytest.raises(WeightsError, match=rf"page\.pt is no plain checkpoint of tensors \({reason}\); only tensors are ever loaded$"):
+        read_checkpoint(tmp_path / "page.pt")
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_found(tmp_path: Path) -> None:
+    """torch itself compares no checksums: it would load another number."""
+    path = tmp_path / "flipped.pt"
+    torch.save({"a": torch.full((1000,), 3.0)}, path)
+    content = bytearray(path.read_bytes())
+    place = content.index(torch.full((8,), 3.0).numpy().tobytes())
+    content[place + 3] ^= 1
+    path.write_bytes(content)
+    assert torch.load(path, weights_only=True)["a"][0] != 3.0
+    with pytest.raises(WeightsError, match=r"flipped\.pt is damaged or cut short \(Bad CRC-32 for file .*\); fetch or make it again"):
+        read_checkpoint(path)
+
+
+def test_a_checkpoint_without_checksums_is_read(tmp_path: Path) -> None:
+    reckoned = torch.serialization.get_crc32_options()
+    try:
+        torch.serialization.set_crc32_options(False)
+        torch.save({"a": torch.arange(3.0)}, tmp_path / "plain.pt")
+    finally:
+        torch.serialization.set_crc32_options(reckoned)
+    assert read_checkpoint(tmp_path / "plain.pt")["a"].tolist() == [0.0, 1.0, 2.0]
+
+
+def test_stored_weights_are_as_open_as_other_new_files(tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    save_model(tmp_path / "a", tiny_model(1), "tiny", {})
+    wanted = (tmp_path / "other").stat().st_mode
+    assert {path.name: path.stat().st_mode for path in (tmp_path / "a").iterdir()} == {"model.json": wanted, "model.safetensors": wanted}
 
 
 def test_missing_checkpoints_are_named(tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def pipeline_sides(folder: Path, teacher: ModelTeacher | OnnxTeacher, options: a
 def _spread(seconds: list[float]) -> dict[str, float]:
     import statistics
 
-    return {"median": round(statistics.median(seconds), 4), "least": round(min(seconds), 4), "most": round(max(seconds), 4)}
+    return {"median": round(statistics.median(seconds), 6), "least": round(min(seconds), 6), "most": round(max(seconds), 6)}
 
 
 def _shown(spread: dict[str, float]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def register(subparsers: Any) -> None:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "teachers",
         help="list, fetch, convert and check teachers",
-        description="Teachers: the published Gaze-LLE models, the demo's own, and any model stored in a directory.",
+        description="Teachers: the published models of Gaze-LLE and gazelle-dinov3, the demo's own, any model stored in a directory, and black boxes.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -72,6 +73,7 @@ def register(subparsers: Any) -> None:
     convert.add_argument("--name", default="", help="the teacher's name (default: the name of --out)")
     convert.add_argument("--half", action="store_true", help="store in float16: half the size")
     convert.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory to write")
+    convert.add_argument("--json", action="store_true", help="the result as JSON on standard output")
     convert.set_defaults(run=run_convert)
 
     check = actions.add_parser("check", help="load a teacher strictly, run it, print its digest and speed", description=CHECK, **_example("check"))
@@ -84,15 +86,14 @@ def register(subparsers: Any) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
 
 
 def run_list(options: argparse.Namespace) -> int:
     """The catalogue as a table."""
-    from distill.console import print_json, print_result, table
+    from distill.console import print_json, print_result, result_width
     from teachers.catalogue import DEMO, store
     from teachers.published import CATALOGUE
     from teachers.weights import read_description
@@ -104,7 +105,7 @@ def run_list(options: argparse.Namespace) -> int:
         facts.append(
             {
                 "name": "demo", "backbone": config["backbone"], "input": config["input_size"][0], "parameters": demo["facts"].get("parameters_m"),
-                "inout": config["inout"] != "none", "metrics": demo["facts"].get("metrics", ""), "licence": "MIT", "here": True,
+                "inout": config["inout"] != "none", "metrics": demo["facts"].get("metrics", ""), "licence": "MIT", "here": True, "source": str(DEMO),
             }
         )
     for name, entry in CATALOGUE.items():
@@ -112,33 +113,63 @@ def run_list(options: argparse.Namespace) -> int:
             {
                 "name": name, "backbone": entry.config.backbone, "input": entry.config.input_size[0], "parameters": entry.parameters,
                 "inout": entry.config.inout != "none", "metrics": entry.metrics, "licence": entry.licence,
-                "here": (store() / name / "model.json").is_file(),
+                "here": (store() / name / "model.json").is_file(), "source": entry.url,
             }
         )
     if options.json:
         print_json(facts)
         return 0
+    print_result(_list_table(facts) if result_width() >= WIDE else _narrow_list(facts))
+    return 0
+
+
+WIDE = 120  # columns of a terminal below which every fact in a column of its own is a few letters wide
+
+
+def _parameters(fact: dict[str, Any]) -> str:
+    return "-" if fact["parameters"] is None else f"{fact['parameters']:.1f} M"
+
+
+def _list_table(facts: list[dict[str, Any]]) -> Any:
+    from distill.console import table
+
     rows = [
         [
-            f["name"], f["backbone"], f["metrics"], f["licence"], "yes" if f["here"] else "no", "yes" if f["inout"] else "no",
-            str(f["input"]), "-" if f["parameters"] is None else f"{f['parameters']:.1f} M",
+            f["name"], f["backbone"], f["metrics"], f["licence"], "yes" if f["here"] else "no", "yes" if f["inout"] else "no", str(f["input"]),
+            _parameters(f),
         ]
         for f in facts
     ]
     columns = ["name", "backbone", "AUC / avg L2 / min L2 or AP", "licence", "here", "in/out", "input", "parameters"]
     shown = table("Teachers", columns, rows, left=6)
     shown.columns[0].no_wrap = True  # a name is there to be copied
-    print_result(shown)
-    return 0
+    return shown
+
+
+def _narrow_list(facts: list[dict[str, Any]]) -> Any:
+    """The same facts, some below each other."""
+    from distill.console import table
+
+    rows = []
+    for f in facts:
+        short = ["here" if f["here"] else "not here", f"{f['input']} px", _parameters(f), *(["in/out"] if f["inout"] else [])]
+        published = re.sub(r" (?=[.\d])", "\n", f["metrics"], count=1)  # the figures on a line of their own
+        rows.append([f"{f['name']}\n{f['backbone']}", "\n".join(short), f"{published}\n{f['licence']}"])
+    shown = table("Teachers", ["name, backbone", "input, size", "AUC / avg L2 / min L2 or AP, licence"], rows, left=3)
+    shown.columns[0].no_wrap = True
+    shown.show_lines = True
+    return shown
 
 
 def run_pull(options: argparse.Namespace) -> int:
     """Fetch one teacher, or verify it."""
-    from distill.console import print_json, print_result
+    from distill.console import print_json, print_result, warn
     from distill.fetching import download_progress
-    from teachers.catalogue import pull
+    from teachers.catalogue import pull, store
     from teachers.download import CATALOGUE, FIRST_USE, digest_file
 
+    if options.backbone is not None and (store() / options.name / "model.json").exists():
+        warn(f"{options.name} is here already and is only verified: {options.backbone} is not used; delete {store() / options.name} to make it anew")
     with download_progress() as report:
         pulled = pull(options.name, backbone=options.backbone, report=report)
     file = pulled.file
@@ -160,10 +191,10 @@ def run_pull(options: argparse.Namespace) -> int:
 
 def run_convert(options: argparse.Namespace) -> int:
     """Store a model as a teacher."""
-    from distill.console import print_result
+    from distill.console import print_json, print_result
     from distill.errors import ConfigurationError
     from distill.student_start import stored_model_path
-    from teachers.convert import assemble
+    from teachers.convert import assemble, told_by_tensors
     from teachers.download import sha256_of
     from teachers.errors import UnknownModelError
     from teachers.model import parameter_count
@@ -173,12 +204,17 @@ def run_convert(options: argparse.Namespace) -> int:
     if (options.out / "model.json").exists():
         raise ConfigurationError(f"{options.out} already holds a model; give another --out, or remove it")
     if options.source.is_dir():
+        if given := [option for option, value in (("--arch", options.arch), ("--backbone", options.backbone)) if value]:
+            raise ConfigurationError(f"{', '.join(given)} is for a published file, and {options.source} is a directory, which says what it is; leave it out")
         model, description = load_model(stored_model_path(options.source))
         facts = dict(description["facts"])
         if validation := facts.get("validation"):
             scores = " / ".join("n/a" if validation[name] is None else f"{validation[name]:.3f}" for name in ("auc", "avg_l2", "min_l2", "ap"))
             facts["metrics"] = f"own validation scenes {scores}"
     elif options.source.exists():
+        if not options.arch:
+            known = told_by_tensors(options.source) or "; `distill teachers list` has the names"
+            raise ConfigurationError(f"--arch is missing, which says what {options.source} is{known}")
         if options.arch not in CATALOGUE:
             raise UnknownModelError.of("architecture", options.arch, CATALOGUE, "give the file's own with --arch")
         entry = CATALOGUE[options.arch]
@@ -189,6 +225,9 @@ def run_convert(options: argparse.Namespace) -> int:
     facts["parameters_m"] = round(parameter_count(model) / 1e6, 2)
     digest = save_model(options.out, model, options.name or options.out.resolve().name, facts, half=options.half)
     size = (options.out / "model.safetensors").stat().st_size / 1e6
+    if options.json:
+        print_json({"directory": str(options.out), "weights_digest": digest, "megabytes": round(size, 3), "facts": facts})
+        return 0
     print_result(f"{options.out}: {facts['parameters_m']} M parameters, {size:.1f} MB, digest {digest}")
     return 0
 
