@@ -263,7 +263,7 @@ def test_a_backbone_given_too_late_is_told_of(tiny: Path, tmp_path: Path, capsys
 
 @pytest.mark.parametrize("columns", [80, 100, 160])
 def test_the_list_can_be_read_in_any_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int) -> None:
-    monkeypatch.setattr("distill.console.room", lambda: columns)
+    monkeypatch.setattr("distill.console.result_width", lambda: columns)
     status, out, _ = run(capsys, "teachers", "list")
     lines = [line for line in out.splitlines() if "gazelle_dinov3_vits16plus_inout" in line]
     assert status == 0 and len(lines) == 1 and max(map(len, out.splitlines())) <= columns
