@@ -125,21 +125,17 @@ def table(title: str, columns: list[str], rows: list[list[str]], *, left: int = 
     return result
 
 
-def _stdout() -> Console:
-    """The console for results, wide enough not to fold when it is not a terminal."""
-    console = Console(highlight=False, emoji=False)
-    return console if console.is_terminal else Console(highlight=False, emoji=False, width=max(console.width, 160))
-
-
 def result_width() -> int:
     """Columns that a result has: those of the terminal, elsewhere enough not to fold."""
-    return _stdout().width
+    console = Console()
+    return console.width if console.is_terminal else max(console.width, 160)
 
 
 def print_result(renderable: Any) -> None:
     """A result for people, to standard output; a string is shown as it is."""
     if is_main_process():
-        _stdout().print(renderable, markup=not isinstance(renderable, str), soft_wrap=isinstance(renderable, str))
+        console = Console(highlight=False, emoji=False, width=result_width())
+        console.print(renderable, markup=not isinstance(renderable, str), soft_wrap=isinstance(renderable, str))
 
 
 def print_json(facts: Any) -> None:

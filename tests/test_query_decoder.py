@@ -135,7 +135,7 @@ def test_a_heads_place_and_features_show_in_its_map() -> None:
     decoder, features, index = small(), torch.randn(1, 5, 3, 4), torch.zeros(1, dtype=torch.int64)
     box = torch.tensor([[0.30, 0.30, 0.31, 0.31]])  # a tenth of a cell: Gaze-LLE's mask would be empty
     base = decoder(features, box, index).heatmap
-    assert float((decoder(features, box + 0.01, index).heatmap - base).abs().max()) > 1e-4
+    assert float((decoder(features, box + 0.01, index).heatmap - base).detach().abs().max()) > 1e-4
     changed = features.clone()
     changed[0, :, 0, 1] += 1.0
     weights = decoder.queries(decoder.scene_norm(torch.randn(1, 12, 16)), box)
