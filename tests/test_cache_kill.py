@@ -147,9 +147,9 @@ def survive(builds: Builds, tmp_path: Path, moments: list[str]) -> None:
     assert not list(cache.rglob("*.tmp")), "what a kill left behind was not cleared away"
 
 
-def test_three_kills(builds: Builds, tmp_path: Path) -> None:
-    # The manifest in flight; a forward pass in the middle of the third shard; a shard in flight, its bytes not yet flushed.
-    survive(builds, tmp_path, ["flush:1", "pass:5", "flush:3"])
+def test_four_kills(builds: Builds, tmp_path: Path) -> None:
+    # The manifest in flight; its copy; a forward pass in the middle of the third shard; a shard in flight, its bytes not yet flushed.
+    survive(builds, tmp_path, ["flush:1", "flush:3", "pass:5", "flush:3"])
 
 
 @pytest.mark.soak

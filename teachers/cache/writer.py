@@ -190,10 +190,11 @@ def settle_manifest(cache: Path, wanted: Manifest, keys: Sequence[str], views: i
     if not current:
         _make_directory(cache)
         with _locked(cache):
-            remove_abandoned(cache)
             manifest, current = _request(cache, wanted, keys, views, scenes_per_shard)
             if not current:
                 write_whole(cache / MANIFEST, [manifest.to_json()])
+    # Also where nothing was to be written: the manifest may be whole, and its copy may have been in flight when a process was killed.
+    remove_abandoned(cache)
     _keep_spare(cache)
     return manifest
 
