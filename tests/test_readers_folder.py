@@ -119,6 +119,7 @@ def test_a_picture_that_was_turned_after_it_was_annotated_is_refused(tmp_path: P
         (lambda c: c["annotations"][2].update(bbox=[1, 2, 3, None]), r"annotation 2: bbox is .* not four finite numbers"),
         (lambda c: c["annotations"][2].update(bbox=[1, 2, 3, 10**400]), r"annotation 2: bbox is .* not four finite numbers"),
         (lambda c: c["images"][0].update(file_name="\ud800.jpg"), r"annotation 0: picture '\\ud800.jpg' has a sign in its name"),
+        (lambda c: c["images"][0].update(file_name="\udfff.jpg"), r"annotation 0: picture '\\udfff.jpg' has a sign in its name"),
         (lambda c: c["annotations"][1].pop("category_id"), r"annotation 1: category_id is None"),
         (lambda c: c["images"][1].update(width=0), r"image 1: size 0 x 48 is not positive"),
         (lambda c: c["images"][1].pop("file_name"), r"image 1: file_name is None"),

@@ -161,11 +161,19 @@ def assign_heads(
     return scenes, strangers
 
 
+def _can_be_named(name: str) -> bool:
+    """Whether a file can have the name: JSON may hold signs that no file system takes."""
+    try:
+        return b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+
+
 def _picture(
     row: HeadRow, given: dict[Path, Path], first: Sequence[Path], others: Sequence[Path], file: Path
 ) -> Path | None:
     """The given picture that the row means; None where it means one on the disk that was not given."""
-    if "\0" in row.image or any("\ud800" <= sign <= "\udbff" for sign in row.image):
+    if not _can_be_named(row.image):
         raise HeadsError(f"{file.parent / row.place}: picture {row.image!r} has a sign in its name that no file's can have; correct it or delete the line")
     for folder in first:
         place = folder / row.image
