@@ -16,13 +16,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from teachers.home import home
+
 VERSION = 1
 
 
 def memory_file(root: Path, *, upright: bool) -> Path:
     """Where the sizes of the pictures below ``root`` are kept; ``upright``: as their EXIF orientation says."""
-    home = os.environ.get("GAZE_DISTILL_HOME")
-    folder = (Path(home) if home else Path.home() / ".cache" / "gaze-distill") / "picture-sizes"
+    folder = home() / "picture-sizes"
     name = hashlib.blake2b(str(root.resolve()).encode(), digest_size=10).hexdigest()
     return folder / f"{name}{'-upright' if upright else ''}.json"
 

@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from teachers.home import home
 from teachers.model import ModelConfig
 
 VERSION = 1
@@ -28,8 +29,7 @@ REFERENCE_FILE = Path(__file__).with_name("reference_times.json")
 
 def memory_file() -> Path:
     """Where the times are kept."""
-    home = os.environ.get("GAZE_DISTILL_HOME")
-    return (Path(home) if home else Path.home() / ".cache" / "gaze-distill") / "student-times.json"
+    return home() / "student-times.json"
 
 
 def remembered(config: ModelConfig) -> Mapping[str, Any]:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.errors import ConfigurationError, MissingExtraError
+from teachers.home import home
 
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
 # What npm's registry says of that version's file, as `npm view onnxruntime-web@1.30.0 dist.integrity` prints it.
@@ -42,8 +43,7 @@ class WebRuntime:
 
 def cached_package() -> Path:
     """Where the fetched package is kept."""
-    home = os.environ.get("GAZE_DISTILL_HOME")
-    return (Path(home) if home else Path.home() / ".cache" / "gaze-distill") / "web" / f"{PACKAGE}-{VERSION}.tgz"
+    return home() / "web" / f"{PACKAGE}-{VERSION}.tgz"
 
 
 def open_runtime(given: Path | None = None, *, say: Callable[[str], None] = lambda _: None) -> WebRuntime:

@@ -6,7 +6,6 @@ model or of a run, as ``timm:BACKBONE`` with a file of decoder weights (any plai
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from teachers.convert import assemble
 from teachers.decoder_file import config_of
 from teachers.download import DownloadRecord, Landed, alone, obtain, record_digest, verify
 from teachers.errors import UnknownModelError, WeightsError
+from teachers.home import home
 from teachers.model import GazeModel
 from teachers.model_teacher import ModelTeacher, check_device, resolve_device
 from teachers.onnx_teacher import OnnxTeacher, is_onnx, split_name
@@ -39,8 +39,7 @@ class Pulled:
 
 def store() -> Path:
     """Where pulled teachers are kept: ``$GAZE_DISTILL_HOME/teachers``, by default below ``~/.cache/gaze-distill``."""
-    home = os.environ.get("GAZE_DISTILL_HOME")
-    return (Path(home).expanduser() if home else Path.home() / ".cache" / "gaze-distill") / "teachers"
+    return home() / "teachers"
 
 
 def published_file(entry: TeacherEntry) -> Path:

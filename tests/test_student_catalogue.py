@@ -11,9 +11,12 @@ import torch
 from torch import nn
 
 from distill.cli import main
+from distill.picture_sizes import memory_file as sizes_file
 from distill.student_times import REFERENCE_MACHINE, memory_file, remember, remembered
+from distill.web_runtime import cached_package
 from students.catalogue import STUDENTS, build_student, student_config
 from students.reparametrise import has_branches, reparametrised
+from teachers.catalogue import store
 from teachers.errors import UnknownModelError, WeightsError
 from teachers.model import GazeModel, ModelConfig, parameter_count
 
@@ -67,6 +70,15 @@ def test_the_list_counts_operations(capsys: pytest.CaptureFixture[str]) -> None:
     assert query["name"] == "hgnet_atto" and query["decoder"] == "query 1+2x128"
     assert query["gflop"] > 0 and query["gflop_further"] < 0.03 * query["gflop"]
     assert gazelle["gflop_further"] > 0.1 * gazelle["gflop"]
+
+
+def test_a_home_may_be_written_with_a_tilde(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("GAZE_DISTILL_HOME", "~/elsewhere")
+    for file in (memory_file(), sizes_file(tmp_path, upright=False), cached_package(), store()):
+        assert file.is_relative_to(tmp_path / "elsewhere")
+    monkeypatch.delenv("GAZE_DISTILL_HOME")
+    assert memory_file().parent == tmp_path / ".cache/gaze-distill"
 
 
 def test_every_student_has_milliseconds_of_the_reference_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
